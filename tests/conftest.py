@@ -1,0 +1,71 @@
+"""Fixtures that more than one folder of tests uses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from vlmft.config_check import check
+from vlmft.schema import Config, Model
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of published sets, $VLMFT_REAL_DATA or else ../shared/data; skips where there is none."""
+    named = os.environ.get("VLMFT_REAL_DATA")
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the published sets are not at {folder} (set VLMFT_REAL_DATA to their folder)")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of this session's own, so that the tests also draw the demo sets and write the twins."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["VLMFT_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def composed() -> Callable[..., Config]:
+    """composed("model=tiny_glm41v", …): the checked config of a command line."""
+
+    def of(*overrides: str) -> Config:
+        with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+            return check(compose("config", list(overrides)))
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def tiny(composed: Callable[..., Config]) -> Model:
+    """The model node of the tiny GLM-4.1V."""
+    model = composed("model=tiny_glm41v").model
+    return model
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """command("model=…", …): run train.py as a user would, with its outputs below the test's own folder."""
+
+    def run(*arguments: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            **kwargs,
+        )
+
+    return run

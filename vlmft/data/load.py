@@ -1,0 +1,163 @@
+"""From a config node to the questions of one split, and the fingerprint of what they were read from."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import pkgutil
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from vlmft.data import sources
+from vlmft.data.question import BadRow, Question
+from vlmft.data.sources import set_name
+from vlmft.errors import DataError
+
+if TYPE_CHECKING:
+    from vlmft.schema import QuestionSet
+
+SHOWN = 5  # bad rows named in an error
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A split's questions in the publisher's order, and the rows that were left out under `bad_rows=drop`."""
+
+    questions: list[Question]
+    dropped: list[BadRow]
+
+
+def source(spec: QuestionSet) -> ModuleType:
+    """The module of `vlmft/data/sources` that reads `spec.format`; DataError naming the formats there are."""
+    formats = sorted(module.name for module in pkgutil.iter_modules(sources.__path__) if module.name[0] != "_")
+    if spec.format not in formats:
+        name = set_name(spec) or "dataset"
+        raise DataError(f"{name}: there is no format {spec.format!r}; there are {', '.join(formats)}.")
+    return importlib.import_module(f"{sources.__name__}.{spec.format}")
+
+
+def load(
+    spec: QuestionSet, split: str, *, limit: int | None = None, seed: int = 0, drop_bad_rows: bool = False
+) -> Loaded:
+    """The usable questions of a split, at most `limit` of them in whole images (but at least one image).
+
+    DataError if the set is not where it should be, if rows are bad and neither `spec.bad_rows` nor
+    `drop_bad_rows` says to drop them, or if nothing is left.
+    """
+    name = f"{set_name(spec)} {split}"
+    if limit is not None and limit < 1:
+        raise DataError(f"{name}: at most {limit} rows leaves nothing; it should be at least 1, or null for all.")
+    module = source(spec)
+    place = ", ".join(str(file) for file in module.files(spec, split))
+    exists: dict[str, bool] = {}
+    questions: list[Question] = []
+    dropped: list[BadRow] = []
+    for row in module.read(spec, split):
+        if isinstance(row, Question) and (missing := _missing_image(row, exists)):
+            reason = f"image {missing} is not there (dataset.image_root= says where the images lie)"
+            row = BadRow(place, f"with id {row.id}", reason)
+        if isinstance(row, BadRow):
+            dropped.append(row)
+        else:
+            questions.append(row)
+    if dropped and not drop_bad_rows and getattr(spec.bad_rows, "name", spec.bad_rows) != "drop":
+        raise DataError(_refusal(name, dropped, len(questions) + len(dropped)))
+    if not questions:
+        lost = f" (all {len(dropped)} were dropped; the first: {dropped[0]})" if dropped else ""
+        raise DataError(f"{name}: no usable rows in {place}{lost}.")
+    return Loaded(questions if limit is None else _limit(questions, limit, seed), dropped)
+
+
+def fingerprint(spec: QuestionSet, split: str) -> str:
+    """16 hex digits over the format and the bytes of the annotation files; the same wherever the set lies."""
+    digest = hashlib.sha256(f"{spec.format}\n".encode())
+    for path in source(spec).files(spec, split):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def split_off(questions: list[Question], fraction: float, seed: int) -> tuple[list[Question], list[Question]]:
+    """(rest, held out), both in their order: about `fraction` of the images held out, none on both sides.
+
+    Which images are held out depends on the seed and on the set of images, not on the order of the rows.
+    DataError if the fraction is not between 0 and 1 or if one side would be empty.
+    """
+    if not 0 < fraction < 1:
+        raise DataError(f"the fraction of images to hold out is {fraction}; it should lie between 0 and 1.")
+    groups = image_groups(questions)
+    if len(groups) < 2:
+        raise DataError(
+            "no images can be held out: all questions are about one image, or several that belong together."
+        )
+    random.Random(f"hold out {seed}").shuffle(groups)
+    size = [len({image for i in group for image in questions[i].images}) or 1 for group in groups]
+    wanted = fraction * sum(size)
+    held: set[int] = set(groups[0])
+    count = size[0]
+    for group, images in zip(groups[1:-1], size[1:-1], strict=True):
+        if count + images / 2 > wanted:
+            break
+        held.update(group)
+        count += images
+    return _pick(questions, set(range(len(questions))) - held), _pick(questions, held)
+
+
+def image_groups(questions: list[Question]) -> list[list[int]]:
+    """The positions of the questions, grouped so that no image is in two groups; in order of the image paths.
+
+    A question with several images joins their groups; a question without an image is a group by itself.
+    """
+    parent: dict[str, str] = {}
+
+    def root(image: str) -> str:
+        while parent.setdefault(image, image) != image:
+            parent[image] = image = parent[parent[image]]
+        return image
+
+    keys = [question.images or (f"\0{question.id}",) for question in questions]
+    for first, *others in keys:
+        for other in others:
+            low, high = sorted((root(first), root(other)))
+            parent[high] = low  # the group is named by its first path, whatever the order of the rows
+    groups: dict[str, list[int]] = {}
+    for position, key in enumerate(keys):
+        groups.setdefault(root(key[0]), []).append(position)
+    return [groups[image] for image in sorted(groups)]
+
+
+def _limit(questions: list[Question], limit: int, seed: int) -> list[Question]:
+    groups = image_groups(questions)
+    random.Random(f"limit {seed}").shuffle(groups)
+    kept: set[int] = set(groups[0])
+    # Stops at the first image that is too much instead of trying smaller ones, so that images with many
+    # questions are not avoided, and a smaller limit keeps a part of what a larger one keeps.
+    for group in groups[1:]:
+        if len(kept) + len(group) > limit:
+            break
+        kept.update(group)
+    return _pick(questions, kept)
+
+
+def _pick(questions: list[Question], positions: Iterable[int]) -> list[Question]:
+    return [questions[i] for i in sorted(positions)]
+
+
+def _missing_image(question: Question, exists: dict[str, bool]) -> str | None:
+    for image in question.images:
+        if image not in exists:
+            exists[image] = os.path.isfile(image)
+        if not exists[image]:
+            return image
+    return None
+
+
+def _refusal(name: str, bad: list[BadRow], total: int) -> str:
+    lines = [f"{name}: {len(bad)} of {total} rows cannot be used:", *(f"  {row}" for row in bad[:SHOWN])]
+    if len(bad) > SHOWN:
+        lines.append(f"  … and {len(bad) - SHOWN} more")
+    return "\n".join([*lines, "Put them right, or leave them out with dataset.bad_rows=drop."])

@@ -1,0 +1,97 @@
+"""One file per publisher's format; `dataset.format` is the file's name. To add a format, add a file with:
+
+    splits(spec) -> list[str]
+        the splits this set has
+    files(spec, split) -> list[Path]
+        the annotation files a split is read from; DataError if one is not there, or the split is unknown
+    read(spec, split) -> Iterator[Question | BadRow]
+        every row of the split in the publisher's order; a BadRow for what cannot be used
+
+`spec` is a `schema.QuestionSet` or an OmegaConf node with its keys. `read` puts absolute image paths into the
+questions without looking whether the images exist; `load.load` does that, once per image. The functions below
+are what the formats share.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmft.errors import DataError
+
+if TYPE_CHECKING:
+    from vlmft.schema import QuestionSet
+
+
+class Unusable(Exception):
+    """Why one row is no question; `read` makes a BadRow of it."""
+
+
+def set_name(spec: QuestionSet) -> str:
+    """The set's name, or its format where it has none."""
+    return spec.name or spec.format
+
+
+def folder(spec: QuestionSet, expected: str, override: str) -> Path:
+    """The absolute folder of the set; DataError naming what is `expected` and the `override` to set it."""
+    if not spec.path:
+        raise DataError(f"{set_name(spec)}: no path is set. Expected {expected}; say where with {override}=FOLDER.")
+    path = Path(os.path.abspath(Path(spec.path).expanduser()))
+    if not path.is_dir():
+        raise DataError(
+            f"{set_name(spec)}: looked in {path}, which is no folder. "
+            f"Expected {expected} there; say where it lies with {override}=FOLDER."
+        )
+    return path
+
+
+def image_root(spec: QuestionSet, default: Path) -> Path:
+    """The absolute folder image names start from: `spec.image_root` (relative to the set), or `default`."""
+    if not spec.image_root:
+        return default
+    return Path(os.path.abspath(Path(spec.path or "").expanduser() / Path(spec.image_root).expanduser()))
+
+
+def image_path(spec: QuestionSet, root: Path, name: str) -> str:
+    """The absolute path of an image; Unusable if it leaves `root` and the set does not allow that."""
+    # By the letters of the path alone: a link inside the root is the owner's own doing, and allowed.
+    path = os.path.normpath(os.path.join(root, name))
+    if not spec.absolute_paths and os.path.commonpath((root, path)) != str(root):
+        raise Unusable(
+            f"image {name!r} lies outside the image folder {root} "
+            "(dataset.absolute_paths=true allows this, dataset.image_root= moves the folder)"
+        )
+    return path
+
+
+def refuse_unknown_split(spec: QuestionSet, split: str, known: list[str], hint: str = "") -> None:
+    """DataError naming the splits there are, if `split` is none of them."""
+    if split not in known:
+        raise DataError(f"{set_name(spec)}: there is no split {split!r}; there are {', '.join(known)}.{hint}")
+
+
+def read_rows(path: Path) -> list[tuple[int, Any]]:
+    """The rows of a JSON array or of JSON lines, each with its number (from 1; of the line in JSON lines).
+
+    A line that is not JSON becomes an Unusable in the row's place; a file that is neither is a DataError.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error}.") from None
+    try:
+        whole = json.loads(text)
+    except json.JSONDecodeError as error:
+        if not text.lstrip().startswith("{"):
+            raise DataError(f"{path} is neither a JSON array nor JSON lines: {error}.") from None
+        return [(n, _line(line)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return list(enumerate(whole if isinstance(whole, list) else [whole], 1))
+
+
+def _line(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        return Unusable(f"not JSON: {error}")

@@ -1,0 +1,166 @@
+"""The composed config, checked: wrong keys and types are named with their place and the nearest right one.
+
+Hydra composes and merges; what it cannot see (keys added with `+`, names inside TRL's and PEFT's own settings) is
+looked at here. Everything happens before torch is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from hydra.errors import ConfigCompositionException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from vlmft import library_keys
+from vlmft.errors import ConfigError, DataError
+from vlmft.evaluation.metrics import PROTOCOLS
+from vlmft.hardware import micro_batch
+from vlmft.schema import Config
+
+GROUPS = ("model", "dataset", "method", "hardware", "eval", "experiment")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+_DEBUG_TRAIN_ROWS = 32
+_DEBUG_TEST_ROWS = 8
+
+
+def check(cfg: DictConfig) -> Config:
+    """The composed config as typed objects. Raises ConfigError listing everything that is wrong with it."""
+    problems = [*_unknown_keys(cfg, "")]
+    try:
+        config: Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise ConfigError("\n".join([*problems, _first_line(error)])) from error
+    method = config.method
+    problems += library_keys.check("SFTConfig", method.trainer, "method.trainer")
+    problems += library_keys.check("LoraConfig", method.peft or {}, "method.peft")
+    problems += library_keys.check("BitsAndBytesConfig", method.quantization or {}, "method.quantization")
+    problems += _wrong_values(config)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return _debug(config) if config.debug else config
+
+
+def _wrong_values(config: Config) -> Iterable[str]:
+    """Values of the right type that cannot be meant."""
+    try:
+        micro_batch(config.method.batch_size, config.hardware.micro_batch, ranks=1, cuda=False)
+    except DataError as error:
+        yield str(error)
+    for protocol in config.eval.protocols:
+        if protocol not in PROTOCOLS:
+            yield f"eval.protocols: there is no {protocol}.{_nearest(protocol, PROTOCOLS)}"
+    if not config.eval.protocols:
+        yield f"eval.protocols is empty; choose from {', '.join(PROTOCOLS)}"
+    tokens = config.eval.generation.max_new_tokens
+    if tokens != "auto" and not (isinstance(tokens, int) and tokens > 0):
+        yield f"eval.generation.max_new_tokens={tokens} should be a number of tokens, or auto"
+    if config.eval.generation.batch_size < 1:
+        yield f"eval.generation.batch_size={config.eval.generation.batch_size} should be at least 1"
+    if config.log_level not in LOG_LEVELS:
+        yield f"log_level: there is no {config.log_level}.{_nearest(config.log_level, LOG_LEVELS)}"
+
+
+def require(config: Config, *groups: str) -> None:
+    """Raise ConfigError unless each named group has been chosen."""
+    missing = [group for group in groups if not getattr(getattr(config, group), "name", "")]
+    if missing:
+        lines = [f"{group}=… is missing; there is {', '.join(_options(group))}" for group in missing]
+        raise ConfigError("\n".join(lines))
+
+
+def _unknown_keys(node: Any, place: str) -> Iterable[str]:
+    """Keys that are no fields of their node's dataclass: `+` puts them there, and no merge complains."""
+    if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
+        return
+    kind = OmegaConf.get_type(node)
+    legal = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else None
+    for key in node:
+        full = place + str(key)
+        if legal is not None and key not in legal:
+            yield f"{full}: there is no such key.{_nearest(str(key), legal)}"
+        elif not OmegaConf.is_missing(node, key):
+            yield from _unknown_keys(node._get_node(key), f"{full}.")
+
+
+def _debug(config: Config) -> Config:
+    """`debug=true`: few rows, two steps, everything told."""
+    config.log_level = "debug"
+    for spec in (config.dataset, *config.dataset.sets.values()):
+        spec.max_rows = min(spec.max_rows or _DEBUG_TRAIN_ROWS, _DEBUG_TRAIN_ROWS)
+    config.eval.max_rows = min(config.eval.max_rows or _DEBUG_TEST_ROWS, _DEBUG_TEST_ROWS)
+    return config
+
+
+def explain(error: Exception) -> str:
+    """The error in words for whoever typed the command."""
+    cause = _omegaconf_cause(error)
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
+        place = _place(error)
+        return f"{cause.full_key}: there is no such key{place}.{_nearest(str(cause.key), _siblings(cause))}"
+    if cause is not None:
+        return f"{cause.full_key or 'config'!s}: {_first_line(cause)}{_place(error)}"
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, wanted = str(error.missing_cfg_file).rpartition("/")
+        return (
+            f"{group}={wanted}: there is no such {group.split('/')[-1]}.{_nearest(wanted, error.options)} "
+            f"There is {', '.join(error.options)}."
+        )
+    if isinstance(error, ConfigCompositionException):
+        return str(error).replace("'+", "'").strip()
+    return str(error)
+
+
+def _omegaconf_cause(error: BaseException | None) -> OmegaConfBaseException | None:
+    while error is not None:
+        if isinstance(error, OmegaConfBaseException):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _place(error: Exception) -> str:
+    """Where a key stands: the override, or the file that Hydra names."""
+    if match := re.match(r"In '([^']+)'", str(error)):
+        return f" (in conf/{match[1]}.yaml)"
+    if match := re.match(r"(?:Could not override|Error merging override) '?([^'\s]+)", str(error)):
+        return " (on the command line)" if any(match[1].split("=")[0] in arg for arg in sys.argv[1:]) else ""
+    return ""
+
+
+def _siblings(error: OmegaConfBaseException) -> list[str]:
+    """Legal names where the wrong one stood."""
+    kind = error.object_type
+    names = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    if kind is Config:
+        names += [group for group in GROUPS if group not in names]
+    if not names and isinstance(error.parent_node, DictConfig):
+        names = [str(key) for key in error.parent_node]
+    return names
+
+
+def _nearest(wrong: str, names: Iterable[str]) -> str:
+    names = list(names)
+    near = difflib.get_close_matches(wrong, names, n=2, cutoff=0.5)
+    if near:
+        return f" Did you mean {' or '.join(near)}?"
+    return f" Legal here: {', '.join(names)}." if names else ""
+
+
+def _options(group: str) -> list[str]:
+    """The options of a config group; Hydra knows them while it runs."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.object_type import ObjectType
+
+    if not GlobalHydra().is_initialized():
+        return []
+    return GlobalHydra.instance().config_loader().get_group_options(group, results_filter=ObjectType.CONFIG)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,178 @@
+"""Every key that vlmft owns, with its type and default; registered in Hydra's ConfigStore as `vlmft_schema`.
+
+What belongs to TRL, PEFT and bitsandbytes (`method.trainer`, `method.peft`, `method.quantization`) is left open here
+and checked by name and type against the installed libraries in `library_keys.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+
+class Task(Enum):
+    train = "train"  # train, then evaluate
+    eval = "eval"  # evaluate a model as it is, or the runs named in `runs`
+
+
+class AnswerStyle(Enum):
+    plain = "plain"  # answer
+    answer = "answer"  # <answer>answer</answer>
+    think_answer = "think_answer"  # <think>thought</think><answer>answer</answer>; a row without a thought: as `answer`
+
+
+class Dtype(Enum):
+    auto = "auto"  # bfloat16 where the device has it (full fine-tuning keeps float32 master weights), else float32
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class BadRows(Enum):
+    refuse = "refuse"
+    drop = "drop"
+
+
+class OverLong(Enum):
+    refuse = "refuse"
+    drop = "drop"
+    shrink_image = "shrink_image"
+
+
+class Packing(Enum):
+    none = "none"
+
+
+class Device(Enum):
+    auto = "auto"  # the first free GPU, else the CPU
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass
+class Freeze:
+    vision: bool = False
+    projector: bool = False
+    llm: bool = False
+
+
+@dataclass
+class Model:
+    name: str = ""
+    path: str = ""  # a repository id on the Hub, or a local folder
+    revision: Optional[str] = None  # a commit, tag or branch of the repository
+    tiny: Optional[str] = None  # write a tiny random twin of this architecture into `path` first
+    dtype: Dtype = Dtype.auto
+    attention: str = "sdpa"
+    answer_style: AnswerStyle = AnswerStyle.plain
+    min_pixels: Optional[int] = None  # per image, in pixels; None: the processor's own
+    max_pixels: Optional[int] = None
+    freeze: Freeze = field(default_factory=Freeze)
+    lora_targets: Optional[str] = None  # a pattern over module names; None: `method.peft.target_modules`
+    trust_remote_code: bool = False
+
+
+@dataclass
+class QuestionSet:
+    """One publisher's set: where it lies, how it is read, and which of its rows are used."""
+
+    name: str = ""
+    format: str = ""  # a file of vlmft/data/sources
+    path: Optional[str] = None
+    image_root: Optional[str] = None  # None: the format's own place below `path`
+    splits: Dict[str, str] = field(default_factory=dict)  # split -> file below `path`, for formats of one file a split
+    max_rows: Optional[int] = None  # at most so many training questions (whole images, seeded)
+    max_test_rows: Optional[int] = None
+    bad_rows: BadRows = BadRows.refuse
+    absolute_paths: bool = False  # allow image paths that leave `image_root`
+    weight: float = 1.0  # in a mixture: how often each row is seen, 0.5 = every other one, 2.0 = twice
+
+
+@dataclass
+class Dataset(QuestionSet):
+    validation: Optional[str] = None  # a split's name, or a fraction of the training images such as 0.1
+    over_long: OverLong = OverLong.refuse
+    sets: Dict[str, QuestionSet] = field(default_factory=dict)  # a mixture's members; empty for a single set
+
+
+def _open() -> Any:
+    """A node that takes new keys without a `+`; library_keys says which are right."""
+    return DictConfig({}, flags={"struct": False})
+
+
+@dataclass
+class Method:
+    name: str = ""
+    batch_size: int = 16  # questions per optimiser step, over all ranks and accumulation
+    packing: Packing = Packing.none
+    max_row_tokens: int = 4096  # a longer row is handled by `dataset.over_long`; image tokens are never cut
+    trainer: Dict[str, Any] = field(default_factory=_open)  # trl.SFTConfig
+    peft: Optional[Dict[str, Any]] = field(default_factory=_open)  # peft.LoraConfig; null: every weight is trained
+    quantization: Optional[Dict[str, Any]] = None  # transformers.BitsAndBytesConfig
+
+
+@dataclass
+class Hardware:
+    name: str = ""
+    device: Device = Device.auto
+    micro_batch: Any = "auto"  # questions per forward pass: auto, or a number that divides method.batch_size
+
+
+@dataclass
+class Generation:
+    max_new_tokens: Any = "auto"  # auto: 32, or 1024 where the model thinks first
+    do_sample: bool = False
+    temperature: Optional[float] = None
+    top_p: Optional[float] = None
+    batch_size: int = 16
+
+
+@dataclass
+class Eval:
+    name: str = ""
+    own: bool = False  # also the test split of the run's own dataset
+    sets: Dict[str, QuestionSet] = field(default_factory=dict)
+    protocols: List[str] = field(default_factory=lambda: ["normalized", "strict"])
+    max_rows: Optional[int] = None
+    generation: Generation = field(default_factory=Generation)
+
+
+@dataclass
+class Tracking:
+    wandb: bool = False  # also log to Weights & Biases (offline without a login)
+    project: str = "vlmft"
+    tags: List[str] = field(default_factory=list)
+
+
+@dataclass
+class Config:
+    task: Task = Task.train
+    # A group that is not chosen has an empty name. It is no null: Hydra sets keys such as dataset.max_rows before a
+    # sweep over dataset=a,b has chosen one.
+    model: Model = field(default_factory=Model)
+    dataset: Dataset = field(default_factory=Dataset)
+    method: Method = field(default_factory=Method)
+    hardware: Hardware = field(default_factory=Hardware)
+    eval: Eval = field(default_factory=Eval)
+    paths: Dict[str, str] = field(default_factory=dict)
+    tracking: Tracking = field(default_factory=Tracking)
+    seed: int = 0
+    runs: List[str] = field(default_factory=list)
+    label: str = ""
+    force: bool = False
+    debug: bool = False
+    log_level: str = "info"
+
+
+def read_config(file: Path) -> Config:
+    """The typed config of a saved, resolved file. Raises OmegaConf's errors for keys of another version."""
+    config: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file)))  # type: ignore[assignment]
+    return config
+
+
+ConfigStore.instance().store(name="vlmft_schema", node=Config)
+ConfigStore.instance().store(name="local", node={})  # stands in where conf/local.yaml is absent

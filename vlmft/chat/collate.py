@@ -1,0 +1,45 @@
+"""Rows → padded batches of tensors, with the pictures turned into what the vision tower takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from vlmft.chat import images
+from vlmft.chat.encode import IGNORED, Encoder, Row
+
+
+def collate(encoder: Encoder, rows: Sequence[Row], padding_side: str) -> dict[str, Any]:
+    """A batch of B rows padded to the longest, T tokens.
+
+    Returns `input_ids`, `attention_mask` and (for training rows) `labels`, int64 of shape (B, T); what the image
+    processor gives for all pictures of the batch in order (`pixel_values`, float32, and e.g. `image_grid_thw`); and
+    `mm_token_type_ids` (B, T), 1 at image tokens, where the model takes them. Pad on the right to train, on the left
+    to generate.
+    """
+    longest = max(len(row.input_ids) for row in rows)
+    pad = encoder.tokenizer.pad_token_id
+    if pad is None:
+        pad = encoder.tokenizer.eos_token_id
+
+    def padded(values: Sequence[int], fill: int) -> list[int]:
+        padding = [fill] * (longest - len(values))
+        return [*padding, *values] if padding_side == "left" else [*values, *padding]
+
+    batch: dict[str, Any] = {
+        "input_ids": torch.tensor([padded(row.input_ids, pad) for row in rows]),
+        "attention_mask": torch.tensor([padded([1] * len(row.input_ids), 0) for row in rows]),
+    }
+    if rows[0].labels:
+        batch["labels"] = torch.tensor([padded(row.labels, IGNORED) for row in rows])
+    pictures = [picture for row in rows for picture in row.images]
+    if encoder.image_token_id is not None:
+        if "mm_token_type_ids" in encoder.processor.model_input_names:
+            is_image = batch["input_ids"] == encoder.image_token_id
+            batch["mm_token_type_ids"] = is_image.long() * batch["attention_mask"]
+        if pictures:
+            decoded = [images.load(picture) for picture in pictures]
+            batch.update(encoder.processor.image_processor(images=decoded, return_tensors="pt"))
+    return batch

@@ -1,0 +1,46 @@
+"""Question → chat messages, in the content form that every processor's chat template takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlmft.data.question import IMAGE_MARK, Question, Turn
+from vlmft.schema import AnswerStyle
+
+Message = dict[str, Any]
+
+
+def target(turn: Turn, style: AnswerStyle) -> str:
+    """What the model is trained to say. A thought is kept where the data has one and never invented."""
+    if style is AnswerStyle.plain:
+        return turn.answer
+    tagged = f"<answer>{turn.answer}</answer>"
+    if style is AnswerStyle.think_answer and turn.thought:
+        return f"<think>{turn.thought}</think>{tagged}"
+    return tagged
+
+
+def user_message(turn: Turn, images: int) -> Message:
+    """The user's side of a turn that shows `images` pictures: where the text marks them, else before the text."""
+    content: list[Message] = []
+    if IMAGE_MARK in turn.question:
+        for position, words in enumerate(turn.question.split(IMAGE_MARK)):
+            content += [{"type": "image"}] if position else []
+            content += [{"type": "text", "text": words}] if words.strip() else []
+    else:
+        content = [{"type": "image"}] * images + [{"type": "text", "text": turn.question}]
+    return {"role": "user", "content": content}
+
+
+def messages(question: Question, style: AnswerStyle) -> list[Message]:
+    """User and assistant messages in turn, ending with the assistant's last answer.
+
+    Pictures without a mark in any turn belong to the first one.
+    """
+    marked = any(IMAGE_MARK in turn.question for turn in question.turns)
+    out = []
+    for number, turn in enumerate(question.turns):
+        images = 0 if marked or number else len(question.images)
+        out.append(user_message(turn, images))
+        out.append({"role": "assistant", "content": [{"type": "text", "text": target(turn, style)}]})
+    return out

@@ -1,0 +1,120 @@
+"""Processor and model from a repository id or a folder, by the ordinary `from_pretrained`, with nothing missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vlmft.errors import DataError
+from vlmft.models.tiny import write_tiny
+from vlmft.schema import Model
+
+# GLM's image processors count pixels over both temporal frames, the others count them once.
+_PIXELS_PER_FRAME_FAMILIES = ("Glm4v", "Glm46V")
+
+
+def source(model: Model) -> str:
+    """Where the checkpoint comes from: a repository id, or an existing folder as an absolute path.
+
+    Writes the tiny twin first where `model.tiny` names one. Raises DataError where nothing is named.
+    """
+    if not model.path:
+        raise DataError(f"model {model.name or '(unnamed)'}: model.path names no repository or folder")
+    if model.tiny:
+        return str(write_tiny(model.tiny, model.path).resolve())
+    folder = Path(model.path).expanduser()
+    return str(folder.resolve()) if folder.exists() else model.path
+
+
+def load_processor(model: Model) -> Any:
+    """The processor (or, for a text model, the tokenizer) with the run's pixel limits set."""
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(
+            source(model), revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except OSError as error:
+        raise _not_found(model, error) from error
+    limit_pixels(processor, model.min_pixels, model.max_pixels)
+    return processor
+
+
+def limit_pixels(processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
+    """Set how many pixels an image may have after resizing; None keeps the processor's own limit."""
+    if min_pixels is None and max_pixels is None:
+        return
+    image_processor: Any = getattr(processor, "image_processor", None)
+    size = dict(getattr(image_processor, "size", None) or {})
+    if not {"shortest_edge", "longest_edge"} <= size.keys():
+        raise DataError(f"model.min_pixels and max_pixels: {type(processor).__name__} does not resize by pixels")
+    name = type(image_processor).__name__
+    frames = image_processor.temporal_patch_size if name.startswith(_PIXELS_PER_FRAME_FAMILIES) else 1
+    low = size["shortest_edge"] if min_pixels is None else frames * min_pixels
+    high = size["longest_edge"] if max_pixels is None else frames * max_pixels
+    if low > high:
+        raise DataError(f"model.min_pixels={low // frames} is more than model.max_pixels={high // frames}")
+    image_processor.size = type(image_processor.size)(shortest_edge=low, longest_edge=high)
+
+
+def load_model(model: Model, dtype: str, quantization: dict[str, Any] | None = None) -> Any:
+    """The model in `dtype` ("float32", "bfloat16", …), on the CPU or wherever quantisation puts it.
+
+    Raises DataError where the checkpoint is not found, or where it lacks a weight of the architecture: such a weight
+    would be random without a word.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    common: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(source(model), **common)
+        reads_images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        loader = AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
+        if quantization:
+            common["quantization_config"] = BitsAndBytesConfig(**quantization)
+        loaded, report = loader.from_pretrained(
+            source(model),
+            config=config,
+            dtype=getattr(torch, dtype),
+            attn_implementation=model.attention,
+            output_loading_info=True,
+            **common,
+        )
+    except OSError as error:
+        raise _not_found(model, error) from error
+    missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report.get("mismatched_keys") or [])
+    if missing:
+        raise DataError(
+            f"{model.path} lacks {len(missing)} weights of {type(loaded).__name__}, such as {', '.join(missing[:3])}: "
+            "it is not a whole checkpoint of this architecture"
+        )
+    return loaded
+
+
+def freeze(model: Any, vision: bool, projector: bool, llm: bool) -> None:
+    """Stop the gradient of the named parts. The projector is the vision tower's merger into the language model."""
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        if (part == "vision" and vision) or (part == "projector" and projector) or (part == "llm" and llm):
+            parameter.requires_grad_(False)
+
+
+def part_of(parameter: str) -> str:
+    """Which part of a vision-language model a parameter belongs to: vision, projector or llm."""
+    if any(key in parameter for key in ("merger", "downsample", "multi_modal_projector")):
+        return "projector"
+    if any(key in parameter for key in ("visual.", "vision_tower.", "vision_model.")):
+        return "vision"
+    return "llm"
+
+
+def _not_found(model: Model, error: Exception) -> DataError:
+    revision = f" at revision {model.revision}" if model.revision else ""
+    reason = str(error).strip().splitlines()[0]
+    return DataError(
+        f"model {model.name}: {model.path}{revision} is neither a folder here nor to be had from the Hugging Face Hub "
+        f"({reason}). Set model.path=<folder>, or fetch it where there is a network: "
+        f"hf download {model.path}. A gated repository also needs HF_TOKEN."
+    )

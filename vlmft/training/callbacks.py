@@ -1,0 +1,124 @@
+"""What is told while training goes on: the status file, the progress line, TensorBoard, Weights & Biases; and the
+check afterwards that the weights which should have moved did."""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from vlmft.models.load import part_of
+from vlmft.schema import Tracking
+from vlmft.status import Status
+
+logger = logging.getLogger(__name__)
+
+
+class Progress(TrainerCallback):
+    """Writes step, loss, learning rate and time left to `status.json` and the terminal."""
+
+    def __init__(self, status: Status) -> None:
+        self.status = status
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.status.phase("training", total=state.max_steps, done=state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.status.advance(state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        shown = {"loss", "eval_loss", "learning_rate", "grad_norm"}
+        self.status.note(
+            state.global_step, **{key: float(value) for key, value in (logs or {}).items() if key in shown}
+        )
+
+
+class Wandb(TrainerCallback):
+    """Logs to Weights & Biases under the run's own name; offline where nobody is logged in, and never an error."""
+
+    def __init__(self, tracking: Tracking, run: Path, config: dict[str, Any]) -> None:
+        self.tracking, self.folder, self.config = tracking, run, config
+        self.run: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
+        try:
+            self.run = self._init(mode)
+        except Exception as error:
+            logger.warning("wandb     offline, since it could not be reached: %s", error)
+            self.run = self._init("offline")
+
+    def _init(self, mode: str) -> Any:
+        import wandb
+
+        return wandb.init(
+            project=self.tracking.project,
+            name=self.folder.name,
+            id=self.folder.name,
+            resume="allow",
+            tags=list(self.tracking.tags),
+            dir=str(self.folder),
+            config=self.config,
+            mode=mode,  # type: ignore[arg-type]
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if self.run is not None:
+            self.run.log(dict(logs or {}), step=state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.run is not None:
+            self.run.finish()
+
+
+def _logged_in() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class Moved:
+    """Every weight's checksum before the first step (and before a checkpoint is loaded); `check` compares."""
+
+    def __init__(self, model: Any, images: bool) -> None:
+        self.images = images  # without pictures the vision tower gets no gradient
+        self.before = checksums(model)
+
+    def check(self, model: Any, steps: int) -> None:
+        """Raise RuntimeError unless every trainable weight changed and every frozen one did not.
+
+        After one or two steps some cannot have moved yet: a warm-up starts at rate zero, and LoRA's A waits for B.
+        """
+        after = checksums(model)
+        changed = {name for name, value in after.items() if value != self.before[name]}
+        trainable = {
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and (self.images or part_of(name) == "llm")
+        }
+        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        if wrongly := sorted(changed & frozen):
+            raise RuntimeError(f"{len(wrongly)} frozen weights changed in training, such as {wrongly[:3]}")
+        still = sorted(trainable - changed)
+        if still and steps > 2:
+            raise RuntimeError(f"{len(still)} of {len(trainable)} trained weights did not move, such as {still[:3]}")
+
+
+def checksums(model: Any) -> dict[str, int]:
+    """An exact checksum of each parameter's bits (their sum as integers); one changed element changes it."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    with torch.no_grad():
+        return {
+            name: int(parameter.detach().contiguous().view(integers[parameter.element_size()]).sum(dtype=torch.int64))
+            for name, parameter in model.named_parameters()
+        }

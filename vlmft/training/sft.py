@@ -1,0 +1,259 @@
+"""Supervised fine-tuning on TRL's SFTTrainer, with the rows that chat/encode.py made."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.tensorboard import SummaryWriter
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_utils import rotate_checkpoints
+from trl import SFTConfig, SFTTrainer
+
+from vlmft.chat.collate import collate
+from vlmft.chat.encode import Encoder, Row
+from vlmft.hardware import Decisions
+from vlmft.models.adapters import lora_config
+from vlmft.schema import Config, Method
+from vlmft.training import checkpoints
+from vlmft.training.callbacks import Moved
+
+logger = logging.getLogger(__name__)
+
+
+class NonFinite(Exception):
+    """A loss or gradient that is not a number: training cannot go on, and the weights have not been touched by it."""
+
+
+class VqaTrainer(SFTTrainer):
+    """SFTTrainer that knows which questions are in a step, saves checkpoints whole, and averages by token."""
+
+    def __init__(self, *, encoder: Encoder, rows: Sequence[Row], validation: Sequence[Row], **kwargs: Any) -> None:
+        self._questions: list[str] = []  # of the optimiser step under way
+        self.earlier_seconds = 0.0  # spent by attempts before this one, up to the checkpoint it resumes from
+        self._started = time.monotonic()
+
+        def batch(items: list[dict[str, Any]]) -> dict[str, Any]:
+            chosen = [(validation if item["validation"] else rows)[item["row"]] for item in items]
+            return collate(encoder, chosen, padding_side="right") | {"questions": [row.question for row in chosen]}
+
+        super().__init__(
+            data_collator=batch,
+            train_dataset=_numbers(len(rows), validation=False),
+            eval_dataset=_numbers(len(validation), validation=True) if validation else None,
+            processing_class=encoder.processor,
+            **kwargs,
+        )
+        # GLM-4V and Qwen3-VL say they take no token count, so the Trainer would average over micro-batches, whatever
+        # their number of answer tokens; TRL's loss does take it. With it, a step is the same however it is cut up.
+        self.model_accepts_loss_kwargs = True
+
+    def seconds(self) -> float:
+        """Seconds of training, over all attempts of this run."""
+        return self.earlier_seconds + time.monotonic() - self._started
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._started = time.monotonic()
+        return super().train(*args, **kwargs)
+
+    def take_over(self, checkpoint: Path) -> None:
+        """Weights and state of a checkpoint of the last step; `train` would do one step more."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+            self._load_best_model()
+        self._started = time.monotonic()
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        self._questions += inputs.pop("questions")
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if not torch.isfinite(loss):
+            self._stop_non_finite(f"the loss is {loss.item()}")
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not math.isfinite(norm):
+            self._stop_non_finite(f"the gradient norm is {float(norm)}")
+        self._questions.clear()
+        return norm
+
+    def _stop_non_finite(self, what: str) -> None:
+        named = ", ".join(self._questions[-16:])
+        raise NonFinite(
+            f"{what} at step {self.state.global_step + 1}, questions {named}. The weights are as they were before this "
+            "step; lower method.trainer.learning_rate, or look at these rows."
+        )
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """Validation loss, a mean over answer tokens. TRL's own is a mean over batches and changes with their size."""
+        loader = self.get_eval_dataloader(eval_dataset)
+        was_training = self.model.training
+        self.model.eval()
+        total = torch.zeros((), device=self.args.device, dtype=torch.float64)
+        tokens = torch.zeros((), device=self.args.device, dtype=torch.float64)
+        for inputs in loader:
+            inputs.pop("questions")
+            inputs = self._prepare_inputs(inputs)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                summed = self.compute_loss(self.model, inputs, num_items_in_batch=torch.ones((), device=total.device))
+            total += summed.double() / self.accelerator.num_processes
+            tokens += (inputs["labels"][:, 1:] != -100).sum()
+        totals = self.accelerator.reduce(torch.stack([total, tokens]), reduction="sum")
+        metrics = {f"{metric_key_prefix}_loss": (totals[0] / totals[1]).item()}
+        self.log(dict(metrics))
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.model.train(was_training)
+        return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            Trainer._save_checkpoint(self, model, trial)  # TRL's adds a model card beside the run's files
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            output = Path(self.args.output_dir)
+            folder = output / f"checkpoint-{self.state.global_step}"
+            checkpoints.seal(folder, self.state.global_step, total=self.state.max_steps, seconds=self.seconds())
+            # Only now may an older one go: a kill before the seal must leave the last whole checkpoint.
+            rotate_checkpoints(
+                output_dir=str(output),
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Upstream only warns, and goes on from the base weights."""
+        tied = set(getattr(self.model, "_tied_weights_keys", None) or ())
+        missing = [key for key in load_result.missing_keys if key not in tied]
+        if missing or load_result.unexpected_keys:
+            raise RuntimeError(
+                f"the checkpoint does not hold this model: {len(missing)} weights missing {missing[:3]}, "
+                f"{len(load_result.unexpected_keys)} unknown {list(load_result.unexpected_keys)[:3]}"
+            )
+
+
+def _numbers(count: int, validation: bool) -> Dataset:
+    """Row numbers: the Trainer shuffles these, and the collator looks the rows up."""
+    return Dataset.from_dict({"row": range(count), "validation": [validation] * count})
+
+
+def arguments(method: Method, decisions: Decisions, run: Path, seed: int, debug: bool, ranks: int = 1) -> SFTConfig:
+    """TRL's arguments: the method's own names, plus what vlmft decides."""
+    settings: dict[str, Any] = dict(method.trainer)
+    settings.pop("gradient_checkpointing", None)
+    settings.setdefault("per_device_eval_batch_size", decisions.micro_batch)
+    if debug:
+        settings.update(max_steps=2, logging_steps=1, save_strategy="no", eval_strategy="no")
+        settings.pop("load_best_model_at_end", None)
+    return SFTConfig(
+        **settings,
+        output_dir=str(run),
+        per_device_train_batch_size=decisions.micro_batch,
+        gradient_accumulation_steps=method.batch_size // (decisions.micro_batch * ranks),
+        gradient_checkpointing=decisions.gradient_checkpointing,
+        bf16=decisions.bf16,
+        use_cpu=decisions.device == "cpu",
+        seed=seed,
+        data_seed=seed,
+        max_length=None,  # image tokens are never cut
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        report_to="none",  # Progress writes TensorBoard and W&B, so that a resume appends
+        disable_tqdm=True,
+        logging_nan_inf_filter=False,
+    )
+
+
+def train(
+    config: Config,
+    *,
+    model: Any,
+    encoder: Encoder,
+    rows: Sequence[Row],
+    validation: Sequence[Row],
+    decisions: Decisions,
+    run: Path,
+    callbacks: Sequence[TrainerCallback],
+) -> dict[str, Any]:
+    """Train `model` on `rows`, resuming from the newest whole checkpoint of `run`, and save it for `put_in_place`.
+
+    Returns steps, questions, seconds, questions_per_second and loss, over all attempts of this run. Raises NonFinite,
+    and RuntimeError where something that should have moved did not.
+    """
+    checkpoint = checkpoints.newest(run)
+    trainer = VqaTrainer(
+        encoder=encoder,
+        rows=rows,
+        validation=validation,
+        model=model,
+        args=arguments(config.method, decisions, run, config.seed, config.debug),
+        peft_config=lora_config(config.method, config.model) if config.method.peft is not None else None,
+        callbacks=[*callbacks, TensorBoardCallback(SummaryWriter(str(run / "tensorboard")))],
+    )
+    trainer.remove_callback(PrinterCallback)
+    logger.info("%s", describe(trainer.model))
+    moved = Moved(trainer.model, images=any(row.images for row in rows))
+    so_far = checkpoint and checkpoints.manifest(checkpoint)
+    if checkpoint and so_far:
+        trainer.earlier_seconds = so_far["seconds"]
+    if checkpoint and so_far and so_far["step"] >= so_far["total"]:
+        trainer.take_over(checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    moved.check(trainer.model, trainer.state.global_step)
+    save_final(trainer, run, "bfloat16" if decisions.bf16 and config.method.peft is None else None)
+    return summary(trainer, len(rows))
+
+
+def describe(model: Any) -> str:
+    """How many weights are trained, in words."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    return f"training {trained:,} of {everything:,} weights ({100 * trained / everything:.2f} %)"
+
+
+def save_final(trainer: VqaTrainer, run: Path, dtype: str | None) -> None:
+    """Write the trained model (or adapter) and processor, not yet under their name."""
+    fresh = run / ".final"
+    shutil.rmtree(fresh, ignore_errors=True)
+    if dtype is not None:
+        trainer.model.to(getattr(torch, dtype))
+    trainer.save_model(str(fresh))
+
+
+def put_in_place(run: Path) -> None:
+    """What was trained becomes `final/`, whole and on disk."""
+    checkpoints.flush(run / ".final")
+    os.replace(run / ".final", run / "final")
+
+
+def summary(trainer: VqaTrainer, rows: int) -> dict[str, Any]:
+    """The `train` part of result.json: steps, questions and seconds over all attempts, and the last logged loss.
+
+    A run too short to log one gets the mean of its steps, which is logged at the end.
+    """
+    state = trainer.state
+    epochs, fraction = divmod(state.epoch or 0.0, 1.0)
+    per_epoch = math.ceil(rows / trainer.args.per_device_train_batch_size)
+    partial = round(fraction * per_epoch) * trainer.args.per_device_train_batch_size
+    questions = int(epochs) * rows + min(partial, rows)
+    seconds = trainer.seconds()
+    losses = [entry[key] for key in ("train_loss", "loss") for entry in state.log_history if key in entry]
+    return {
+        "steps": state.global_step,
+        "questions": questions,
+        "seconds": seconds,
+        "questions_per_second": questions / seconds if seconds else None,
+        "loss": losses[-1] if losses else None,
+    }

@@ -1,0 +1,93 @@
+"""`predictions_<set>.jsonl`: one record per question, the only source of every score.
+
+Predictions made under other settings are never overwritten: they move to `earlier/`, under their generation hash, and
+come back when those settings are asked for again. A file under its own name is always whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from vlmft.data.question import Question
+from vlmft.files import write_text
+
+
+def predictions_file(run: Path, name: str) -> Path:
+    return run / f"predictions_{name}.jsonl"
+
+
+def partial_file(file: Path, generation: str) -> Path:
+    """Where predictions grow until they are whole; what `earlier/` has of these settings is moved there."""
+    partial = file.with_name(f".{file.stem}.{generation}.jsonl")
+    kept = _earlier(file, generation)
+    if kept.is_file():
+        os.replace(kept, partial)
+    return partial
+
+
+def put_in_place(file: Path, partial: Path) -> None:
+    """The whole predictions take their name; those of other settings that had it go to `earlier/`."""
+    before = generation_of(file)
+    if before is not None:
+        kept = _earlier(file, before)
+        kept.parent.mkdir(exist_ok=True)
+        os.replace(file, kept)
+    os.replace(partial, file)
+
+
+def generation_of(file: Path) -> str | None:
+    """The generation hash of a file's predictions; None where there are none."""
+    if not file.is_file():
+        return None
+    with open(file, encoding="utf-8") as lines:
+        first = lines.readline()
+    return str(json.loads(first)["generation"]) if first.endswith("\n") else None
+
+
+def record(
+    question: Question, *, raw: str, tokens: int, finish_reason: str, think_prefilled: bool, generation: str
+) -> dict[str, Any]:
+    """What is kept of a reply: all that scoring, reports and a later second look need."""
+    return {
+        "id": question.id,
+        "set": question.set,
+        "images": list(question.images),
+        "question": question.text,
+        "gold": question.answer,
+        "answer_type": question.answer_type,
+        "facts": dict(question.facts),
+        "raw": raw,
+        "tokens": tokens,
+        "finish_reason": finish_reason,
+        "think_prefilled": think_prefilled,
+        "generation": generation,
+    }
+
+
+def read_predictions(file: Path) -> list[dict[str, Any]]:
+    """The records of a file, without a last line that a kill cut short; none where there is no file."""
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8").split("\n")
+    whole = lines[:-1]  # what follows the last newline was never finished
+    return [json.loads(line) for line in whole if line]
+
+
+def write_predictions(file: Path, records: Iterable[dict[str, Any]]) -> None:
+    write_text(file, "".join(map(as_line, records)))
+
+
+def as_line(record: dict[str, Any]) -> str:
+    """A record as one line, also for readers that take Unicode's own line ends for one."""
+    line = json.dumps(record, ensure_ascii=False)
+    for end in ("\x85", "\u2028", "\u2029"):
+        line = line.replace(end, f"\\u{ord(end):04x}")
+    return line + "\n"
+
+
+def _earlier(file: Path, generation: str) -> Path:
+    return file.parent / "earlier" / f"{file.stem}.{generation}.jsonl"

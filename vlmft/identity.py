@@ -1,0 +1,135 @@
+"""Who a run is: a readable name that ends in a hash of what decides its weights, and nothing else.
+
+Where things lie, hardware, logging, labels and evaluation are never hashed, so the same work is the same run on a
+laptop and on a cluster. Evaluation has a second hash (set, weights, generation settings) and scoring a third.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from vlmft.data import load
+from vlmft.errors import DataError
+from vlmft.evaluation.metrics import SCORER_VERSION
+from vlmft.files import read_json, write_json
+from vlmft.library_keys import weights_fields
+from vlmft.models.tiny import RECIPE
+from vlmft.schema import Config, Dataset, Eval, Method, Model, QuestionSet
+
+
+def digest(value: Any) -> str:
+    """Eight hex digits of a JSON value, the same for the same content whatever the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def run_name(config: Config) -> str:
+    """`<model>-<dataset>-<method>-s<seed>-<8 hex>` of a training run. Raises DataError where its data is not there."""
+    decides = {
+        "model": model_facts(config.model)
+        | {"freeze": vars(config.model.freeze), "targets": config.model.lora_targets},
+        "dataset": dataset_facts(config.dataset),
+        "method": method_facts(config.method),
+        "debug": config.debug,
+        "seed": config.seed,
+    }
+    return f"{config.model.name}-{config.dataset.name}-{config.method.name}-s{config.seed}-{digest(decides)}"
+
+
+def base_name(model: Model, quantization: dict[str, Any] | None = None) -> str:
+    """Name of the run that holds the scores of a model as it is."""
+    return f"{model.name}-base-{digest([model_facts(model), quantization])}"
+
+
+def model_facts(model: Model) -> dict[str, Any]:
+    """What decides the weights a model starts from and how it reads a question."""
+    folder = Path(model.path).expanduser()
+    if model.tiny:
+        weights: Any = {"tiny": model.tiny, "recipe": RECIPE}
+    elif folder.is_dir():
+        weights = {"folder": folder_fingerprint(folder)}
+    else:
+        weights = {"repository": model.path, "revision": model.revision}
+    return {
+        "weights": weights,
+        "answer_style": model.answer_style.value,
+        "dtype": model.dtype.value,
+        "attention": model.attention,
+        "min_pixels": model.min_pixels,
+        "max_pixels": model.max_pixels,
+    }
+
+
+def dataset_facts(dataset: Dataset) -> dict[str, Any]:
+    """What decides the rows that are trained on, by content."""
+    members = dataset.sets or {dataset.name: dataset}
+    facts: dict[str, Any] = {
+        "validation": dataset.validation,
+        "over_long": dataset.over_long.value,
+        "bad_rows": dataset.bad_rows.value,
+        "max_rows": dataset.max_rows,
+    }
+    for name, member in members.items():
+        facts[name] = {
+            "rows": load.fingerprint(member, "train"),
+            "bad_rows": member.bad_rows.value,
+            "max_rows": member.max_rows,
+            "weight": member.weight,
+        }
+        if dataset.validation in load.source(member).splits(member):
+            facts[name]["validation"] = load.fingerprint(member, str(dataset.validation))
+    return facts
+
+
+def method_facts(method: Method) -> dict[str, Any]:
+    """What of the method decides the weights; TRL's fields by the committed list."""
+    deciding = weights_fields("SFTConfig", method.trainer)
+    return {
+        "batch_size": method.batch_size,
+        "packing": method.packing.value,
+        "max_row_tokens": method.max_row_tokens,
+        "trainer": {key: value for key, value in method.trainer.items() if key in deciding},
+        "peft": method.peft,
+        "quantization": method.quantization,
+    }
+
+
+def generation_hash(weights: str, spec: QuestionSet, config: Eval) -> str:
+    """Hash of what decides the predictions on one set: the weights (a run's name), the set's rows, how it generates."""
+    settings = {key: value for key, value in vars(config.generation).items() if key != "batch_size"}
+    rows = [load.fingerprint(spec, "test"), spec.bad_rows.value, spec.max_test_rows, config.max_rows]
+    return digest([weights, rows, settings])
+
+
+def scoring_hash(protocols: list[str]) -> str:
+    return digest([sorted(protocols), SCORER_VERSION])
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """16 hex digits of a model folder's content: every file, but for a run's own checkpoints.
+
+    A file's digest is remembered under its size and time of change, so that twenty gigabytes are read once.
+    """
+    folder = folder.expanduser()
+    names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    names = sorted(name for name in names if not name.parts[0].startswith("checkpoint-"))
+    if not names:
+        raise DataError(f"{folder} is no folder with a model in it")
+    memory = Path(os.environ.get("VLMFT_CACHE") or Path.home() / ".cache" / "vlmft") / "fingerprints.json"
+    known: dict[str, str] = read_json(memory) or {}
+    before = len(known)
+    total = hashlib.sha256()
+    for name in names:
+        found = (folder / name).stat()
+        key = f"{(folder / name).resolve()} {found.st_size} {found.st_mtime_ns}"
+        if key not in known:
+            with open(folder / name, "rb") as file:
+                known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{name} {known[key]}\n".encode())
+    if len(known) > before:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_json(memory, known)
+    return total.hexdigest()[:16]

@@ -1,0 +1,203 @@
+"""A run, seen from the parent: find or make its directory, start the worker, tell how it ended. No torch here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from vlmft import status
+from vlmft.config_check import check, require
+from vlmft.data.load import fingerprint
+from vlmft.errors import ConfigError, DataError, RunFailed, fail
+from vlmft.evaluation import results
+from vlmft.evaluation.evaluate import chosen_sets, wanted
+from vlmft.evaluation.table import print_table
+from vlmft.files import write_text
+from vlmft.hardware import child_environment
+from vlmft.identity import base_name, run_name, scoring_hash
+from vlmft.lock import Locked, RunLock
+from vlmft.provenance import record_attempt
+from vlmft.schema import Config, Task, read_config
+
+
+def run(cfg: DictConfig) -> None:
+    """Do what the composed config asks for. What is wrong is told on stderr, and by the exit code of the command."""
+    try:
+        config = check(cfg)
+        if config.task is Task.eval and config.runs:
+            _evaluate_runs(config)
+        elif config.task is Task.eval:
+            require(config, "model")
+            _evaluate_base(config)
+        else:
+            require(config, "model", "dataset", "method")
+            _train(config)
+    except (ConfigError, DataError, RunFailed) as error:
+        fail(error)
+
+
+def _train(config: Config) -> None:
+    name = run_name(config)
+    _one_run(config, Path(config.paths["outputs"]) / name, fingerprint_of="train")
+
+
+def _evaluate_base(config: Config) -> None:
+    # What is trained plays no part in the scores of a model as it is; the sets may come from `dataset`.
+    _one_run(
+        config,
+        Path(config.paths["outputs"]) / base_name(config.model, config.method.quantization),
+        fingerprint_of="test",
+    )
+
+
+def _one_run(config: Config, folder: Path, fingerprint_of: str) -> None:
+    """Skip, resume or begin the run in `folder`."""
+    sets = chosen_sets(config.eval, config.dataset)
+    if config.task is Task.eval and not sets:
+        raise ConfigError("task=eval: no set to evaluate on; choose eval=… or a dataset whose test split to use")
+    hashes = wanted(folder.name, sets, config.eval)  # also says at once which test data is missing
+    with _locked(folder.parent, [folder.name]) as lock:
+        if config.force and folder.exists():
+            aside = folder.with_name(f"{folder.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
+            folder.rename(aside)
+            print(f"force     the run there was is now {aside}")
+        trained = config.task is Task.eval or (folder / "final").is_dir()
+        generate, rescore = results.pending(folder, hashes, scoring_hash(config.eval.protocols))
+        if not (trained and not generate and results.read(folder)["state"] == "done"):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+            record_attempt(folder, _fingerprints(config, fingerprint_of))
+            print(f"run       {folder}", flush=True)
+            _work([folder], ["-m", "vlmft.worker", str(folder)], config, lock)
+        else:
+            _rescore(folder, rescore, hashes, config.eval.protocols)
+            if not rescore:
+                print(f"done      {folder} (nothing to do; force=true begins again)")
+    _report([folder])
+
+
+def _evaluate_runs(config: Config) -> None:
+    """Evaluate existing runs in one worker; sets whose predictions are there already are only scored."""
+    if config.force:
+        raise ConfigError("force=true does not go with runs=[…]: delete or move what is to be made again")
+    folders = list({Path(run).resolve(): Path(run) for run in config.runs}.values())
+    for folder in folders:
+        if not (folder / "config.yaml").is_file() or not (
+            (folder / "final").is_dir() or read_config(folder / "config.yaml").task is Task.eval
+        ):
+            raise DataError(f"runs: {folder} is no run directory with a trained model in final/")
+    with ExitStack() as stack:
+        locks = [stack.enter_context(_locked(folder.parent, [folder.name])) for folder in folders]
+        todo = []
+        for folder in folders:
+            sets = chosen_sets(config.eval, read_config(folder / "config.yaml").dataset)
+            if not sets:
+                raise ConfigError("task=eval: no set to evaluate on; choose eval=…")
+            hashes = wanted(folder.name, sets, config.eval)
+            generate, rescore = results.pending(folder, hashes, scoring_hash(config.eval.protocols))
+            _rescore(folder, rescore, hashes, config.eval.protocols)
+            if generate:
+                todo.append(folder)
+                record_attempt(folder, {})
+        if todo:
+            with tempfile.TemporaryDirectory(prefix="vlmft-") as scratch:
+                request = Path(scratch) / "config.yaml"
+                request.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+                command = ["-m", "vlmft.worker", "--evaluation", str(request), *map(str, todo)]
+                _work(todo, command, config, *locks)
+    _report(folders)
+
+
+def _rescore(folder: Path, names: Sequence[str], hashes: dict[str, str], protocols: list[str]) -> None:
+    for name in names:
+        results.score_set(folder, name, protocols, hashes[name], scoring_hash(protocols))
+        print(f"rescored  {folder}: {name}")
+
+
+def _work(folders: Sequence[Path], command: Sequence[str], config: Config, *locks: RunLock) -> None:
+    """Start the worker, pass signals on to it, and raise RunFailed unless it ended well."""
+    environment = child_environment(config.hardware.device)
+    started = time.time()
+    process = subprocess.Popen([sys.executable, *command], env=environment, pass_fds=[lock.fileno() for lock in locks])
+    with _stopping(process):
+        code = process.wait()
+    if code == 0:
+        return
+    if code in (130, -signal.SIGINT, -signal.SIGTERM):
+        raise KeyboardInterrupt
+    failed = []
+    for folder in folders:
+        found = status.read(folder)
+        if found.get("started", 0) < started - 1:
+            continue  # this worker never came to it
+        if found["state"] == "running":
+            found["error"], found["state"] = _how_it_died(code), "failed"
+            status.correct(folder, "failed", found["error"])
+            results.update(folder, state="failed")
+        if found["state"] == "failed":
+            failed.append(f"failed    {folder}: {found['error']}\n          log: {folder / 'train.log'}")
+    raise RunFailed("\n".join(failed) or f"the worker ended with exit code {code} before it began")
+
+
+def _how_it_died(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "killed by SIGKILL: by hand, by the scheduler, or because the machine ran out of memory"
+    return f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+@contextmanager
+def _stopping(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """While the worker runs: SIGTERM here ends it too, and Ctrl-C (which it receives as well) waits for it."""
+
+    def terminate(signum: int, frame: object) -> None:
+        process.terminate()
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread: whoever started the thread handles signals
+        before = None
+    try:
+        yield
+    except KeyboardInterrupt:
+        try:
+            process.wait(timeout=1)  # Ctrl-C has reached it as well
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()
+        raise
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _locked(outputs: Path, names: Sequence[str]) -> Iterator[RunLock]:
+    try:
+        with RunLock(outputs, names[0]) as lock:
+            yield lock
+    except Locked as held:
+        raise RunFailed(f"locked    {outputs / names[0]}: {held}") from held
+
+
+def _fingerprints(config: Config, split: str) -> dict[str, str]:
+    found = {name: fingerprint(spec, "test") for name, spec in chosen_sets(config.eval, config.dataset).items()}
+    train = config.dataset.sets or {config.dataset.name: config.dataset}
+    if split == "train":
+        found |= {f"{name} train": fingerprint(spec, "train") for name, spec in train.items()}
+    return found
+
+
+def _report(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        print_table(results.read(folder))
+        written = [str(folder / name) for name in ("result.json", "train.log") if (folder / name).is_file()]
+        print(f"written   {os.linesep.join(written) if len(written) == 1 else ', '.join(written)}")

@@ -1,0 +1,235 @@
+"""The child process that does a run's work: `python -m vlmft.worker RUN_DIR`. It never sees Hydra.
+
+`python -m vlmft.worker --evaluation CONFIG RUN_DIR…` evaluates runs that exist, by the `eval` part of another config.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import logging
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vlmft.errors import DataError
+from vlmft.evaluation import results
+from vlmft.evaluation.evaluate import chosen_sets, evaluate, prompts_of
+from vlmft.hardware import Decisions, decide
+from vlmft.provenance import decided, write_decided
+from vlmft.schema import Config, Task, read_config
+from vlmft.status import Status
+
+logger = logging.getLogger("vlmft.worker")
+
+
+def train(config: Config, run: Path, status: Status) -> None:
+    """The run's training, unless `final/` shows that it is done."""
+    if (run / "final").is_dir() or config.task is Task.eval:
+        return
+    from vlmft.chat.encode import Encoder, fit
+    from vlmft.data.training_split import training_questions
+    from vlmft.models.load import freeze, load_model, load_processor
+    from vlmft.training import checkpoints, sft
+    from vlmft.training.callbacks import Progress, Wandb
+
+    decisions = _decisions(config, run)
+    status.phase("reading data")
+    split = training_questions(config.dataset, config.seed)
+    processor = load_processor(config.model)
+    model = load_model(config.model, decisions.load_dtype, config.method.quantization)
+    encoder = Encoder(processor, config.model.answer_style, _stop_ids(model))
+    limit, policy = config.method.max_row_tokens, config.dataset.over_long
+    rows = fit(encoder, (row for q in split.train for row in encoder.train_rows(q)), limit, policy)
+    held_out = fit(encoder, (row for q in split.validation for row in encoder.train_rows(q)), limit, policy)
+    logger.info("data      %s", split.describe())
+    for what, count in (("over-long rows dropped", rows.dropped), ("images shrunk to fit", rows.shrunk)):
+        if count:
+            logger.info("data      %d %s", count, what)
+    for spec in chosen_sets(config.eval, config.dataset).values():
+        prompts_of(encoder, spec, config.eval, limit, policy)  # what is wrong with a test set shows before training
+    freeze(model, **vars(config.model.freeze))
+    if broken := checkpoints.remove_broken(run):
+        logger.info("resume    half-written %s removed", ", ".join(broken))
+    if checkpoint := checkpoints.newest(run):
+        logger.info("resume    from %s", checkpoint.name)
+    callbacks: list[Any] = [Progress(status)]
+    if config.tracking.wandb:
+        settings: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+        callbacks.append(Wandb(config.tracking, run, settings))
+    summary = sft.train(
+        config, model=model, encoder=encoder, rows=rows.rows, validation=held_out.rows,
+        decisions=decisions, run=run, callbacks=callbacks,
+    )  # fmt: skip
+    dropped = {"dropped_rows": split.dropped, "over_long_dropped": rows.dropped, "images_shrunk": rows.shrunk}
+    results.update(run, train=summary | {"device": decisions.as_dict()} | dropped)
+    sft.put_in_place(run)  # last: from here on the training counts as done
+
+
+def evaluate_run(config: Config, run: Path, wanted: Config, status: Status) -> None:
+    """The trained model of `run` (or the model as it is, where nothing was trained) on the sets `wanted` names."""
+    sets = chosen_sets(wanted.eval, config.dataset)
+    if not sets:
+        return
+    from vlmft.chat.encode import Encoder
+    from vlmft.models.adapters import is_adapter, load_adapter
+    from vlmft.models.load import load_model, load_processor
+
+    _free_memory()
+    status.phase("loading the model")
+    decisions = decide(config.model, config.method, wanted.hardware)
+    final = run / "final"
+    dtype = "bfloat16" if decisions.bf16 else decisions.load_dtype
+    spec, quantization = config.model, config.method.quantization
+    if final.is_dir() and not is_adapter(final):
+        spec, quantization = replace(spec, path=str(final), tiny=None, revision=None), None
+    processor = load_processor(spec)
+    model = load_model(spec, dtype, quantization)
+    if is_adapter(final):
+        model = load_adapter(model, final)
+    if decisions.device == "cuda" and not quantization:
+        model.to("cuda")
+    model.eval()
+    evaluate(
+        run, sets, wanted.eval, model=model, encoder=Encoder(processor, spec.answer_style, _stop_ids(model)),
+        max_row_tokens=config.method.max_row_tokens,
+        over_long=config.dataset.over_long, status=status,
+    )  # fmt: skip
+
+
+def _stop_ids(model: Any) -> set[int]:
+    """The tokens at which the checkpoint's own generation settings stop."""
+    stop = model.generation_config.eos_token_id
+    return set() if stop is None else {stop} if isinstance(stop, int) else set(stop)
+
+
+def _decisions(config: Config, run: Path) -> Decisions:
+    """The device's choices of the first start; DataError where this machine cannot go on with them.
+
+    Until there is a checkpoint nothing depends on them, and a later start may choose again.
+    """
+    from vlmft.training import checkpoints
+
+    now, first = decide(config.model, config.method, config.hardware), decided(run)
+    if first is None or checkpoints.newest(run) is None:
+        write_decided(run, now.as_dict())
+        return now
+    then = Decisions(**first)
+    if (then.device, then.load_dtype, then.bf16) != (now.device, now.load_dtype, now.bf16):
+        raise DataError(
+            f"this run was started on {then.device} ({then.load_dtype}, bf16 {'on' if then.bf16 else 'off'}) and "
+            f"this machine would use {now.device} ({now.load_dtype}): the weights would differ. Resume it on such a "
+            "device, or start again with force=true."
+        )
+    if then != now:
+        logger.info(
+            "device    going on as at the first start: micro-batch %d, gradient checkpointing %s",
+            then.micro_batch, "on" if then.gradient_checkpointing else "off",
+        )  # fmt: skip
+    return then
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _log_to(run: Path, level: str) -> logging.Handler:
+    """Everything goes to the run's train.log; vlmft's own lines also to the terminal."""
+    handler = logging.FileHandler(run / "train.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    own = logging.getLogger("vlmft")
+    own.setLevel(level.upper())
+    if not own.handlers:
+        terminal = logging.StreamHandler(sys.stdout)
+        terminal.setFormatter(logging.Formatter("%(message)s"))
+        own.addHandler(terminal)
+    return handler
+
+
+def _quiet_libraries() -> None:
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_default_handler()
+    transformers.utils.logging.enable_propagation()
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end this process when the one that started it is killed."""
+    pr_set_pdeathsig = 1
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+    def interrupted(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt(signal.Signals(signum).name)
+
+    signal.signal(signal.SIGTERM, interrupted)
+
+
+def _attempt(run: Path, config: Config, wanted: Config, evaluate_only: bool) -> int:
+    """One attempt at a run, its outcome told truthfully in status.json, the log and the exit code."""
+    handler = _log_to(run, wanted.log_level)
+    status = Status(run)
+    started = time.monotonic()
+    try:
+        results.update(run, state="running")
+        _quiet_libraries()
+        if not evaluate_only:
+            train(config, run, status)
+        evaluate_run(config, run, wanted, status)
+        results.update(run, state="done")
+        status.finish("done")
+        logger.debug("done in %.1f s", time.monotonic() - started)
+        return 0
+    except KeyboardInterrupt as stop:
+        for again in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches this process and its parent, which passes it on
+            signal.signal(again, signal.SIG_IGN)
+        results.update(run, state="interrupted")
+        status.finish("interrupted", f"stopped by {stop or 'SIGINT'}")
+        return 130
+    except Exception as error:
+        # The traceback belongs to the log; the terminal gets the last line of it from the parent.
+        logging.getLogger("traceback").exception("the run failed")
+        results.update(run, state="failed")
+        status.finish("failed", str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}")
+        return 1
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="vlmft.worker", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--evaluation", type=Path, help="a config whose eval part says what to evaluate")
+    options = parser.parse_args(arguments)
+    _die_with_parent()
+    failures = 0
+    for run in options.runs:
+        config = read_config(run / "config.yaml")
+        wanted = read_config(options.evaluation) if options.evaluation else config
+        code = _attempt(run, config, wanted, evaluate_only=options.evaluation is not None)
+        if code == 130:
+            return code
+        failures += code
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -39,6 +39,13 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_twin_of_an_older_recipe_is_written_anew(tmp_path: Path) -> None:
+    folder = write_tiny("glm41v", tmp_path / "twin")
+    (folder / "tiny.json").write_text('{"kind": "glm41v", "recipe": 0}')
+    (folder / "model.safetensors").unlink()
+    assert (write_tiny("glm41v", folder) / "model.safetensors").is_file()
+
+
 def test_a_checkpoint_that_lacks_a_weight_is_refused(tiny: Model, tmp_path: Path) -> None:
     folder = write_tiny("glm41v", tmp_path / "twin")
     weights = load_file(folder / "model.safetensors")

@@ -1,7 +1,7 @@
 """From the raw text of a completion to the answer it gives, or the reason why it gives none.
 
-The rule is that of evaluation.md section 3. It never guesses: a text that is not clearly an answer is
-unparsed, and what is unparsed is counted wrong by `metrics`, never dropped.
+The rule never guesses: a text that is not clearly an answer is unparsed, and what is unparsed is counted wrong by
+`metrics`, never dropped.
 """
 
 from __future__ import annotations

@@ -12,11 +12,11 @@ from typing import Any
 
 from vlmft.data.question import Question
 from vlmft.evaluation.metrics import normalize, score
+from vlmft.evaluation.predictions import record
 
 
 def question_only(train: Sequence[Question], test: Sequence[Question]) -> list[str]:
-    """The blind answer to each test question, in order, learnt from the train questions' text (evaluation.md
-    section 2).
+    """The blind answer to each test question, in order, learnt from the train questions' text.
 
     It is the most common train answer of the first group that is not empty: the same normalised question, the
     same first two words, the same answer type, all of train. Answers are counted stripped and case-folded and
@@ -43,16 +43,7 @@ def question_only_scores(
     """The scores of `question_only` as shares: "accuracy" over all, "closed" accuracy and "open" exact match
     (None where test has no such questions). Raises ValueError as `question_only` and `metrics.score` do."""
     records: list[dict[str, Any]] = [
-        {
-            "id": question.id,
-            "set": question.set,
-            "images": list(question.images),
-            "question": question.text,
-            "gold": question.answer,
-            "answer_type": question.answer_type,
-            "raw": answer,
-            "finish_reason": "stop",
-        }
+        record(question, raw=answer, tokens=0, finish_reason="stop", think_prefilled=False, generation="blind")
         for question, answer in zip(test, question_only(train, test), strict=True)
     ]
     result = score(records, [protocol])["scores"][protocol]

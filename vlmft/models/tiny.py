@@ -6,14 +6,13 @@ loads the real model. `initializer_range` is 0.08 because at the usual 0.02 so s
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from vlmft.errors import DataError
+from vlmft.files import read_json, whole_folder, write_json
 
 # A twin is a function of this number and of torch's generator; raise it whenever what is written changes.
 RECIPE = 1
@@ -67,8 +66,8 @@ hand foot knee hip chest skull implant screw plate grade low high intermediate m
 def write_tiny(kind: str, folder: str | os.PathLike[str]) -> Path:
     """Write the twin `kind` ("glm41v") into `folder` unless it is there already, and return the folder.
 
-    The folder appears whole or not at all; of two processes writing at once the first wins. Raises DataError for an
-    unknown kind or for a folder that holds something else.
+    A twin of an older recipe is written anew. Raises DataError for an unknown kind, or for a folder that holds
+    something else.
     """
     folder = Path(folder).expanduser()
     writers = {"glm41v": _write_glm41v}
@@ -76,20 +75,15 @@ def write_tiny(kind: str, folder: str | os.PathLike[str]) -> Path:
         raise DataError(f"model.tiny={kind}: there is no such twin; there are {', '.join(sorted(writers))}")
     marker = folder / "tiny.json"
     if folder.exists():
-        if not marker.is_file() or json.loads(marker.read_text()) != {"kind": kind, "recipe": RECIPE}:
-            raise DataError(f"{folder} is not the tiny twin {kind} of this version: remove it or set model.path")
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+        found = read_json(marker) or {}
+        if found.get("kind") != kind:
+            raise DataError(f"{folder} is not the tiny twin {kind}: remove it, or set model.path to another folder")
+        if found["recipe"] == RECIPE:
+            return folder
+        shutil.rmtree(folder)
+    with whole_folder(folder) as fresh:
         writers[kind](fresh)
-        (fresh / "tiny.json").write_text(json.dumps({"kind": kind, "recipe": RECIPE}))
-        os.rename(fresh, folder)
-    except OSError:
-        if not marker.is_file():
-            raise
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        write_json(fresh / marker.name, {"kind": kind, "recipe": RECIPE})
     return folder
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from vlmft.data.question import BadRow, Question
 from vlmft.data.sources import _demo_pictures as pictures
 from vlmft.data.sources import conversations, refuse_unknown_split
 from vlmft.errors import DataError
+from vlmft.files import whole_folder
 from vlmft.schema import QuestionSet
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def _as_conversations(spec: QuestionSet) -> QuestionSet:
     folder = parent / f"{spec.name}-{VERSION}"
     if not folder.is_dir():
         try:
-            _write(spec.name, parent, folder)
+            _write(spec.name, folder)
         except OSError as error:
             raise DataError(
                 f"{spec.name}: cannot draw into {parent}: {error}. Choose another folder with paths.demo=FOLDER."
@@ -101,22 +100,13 @@ def _as_conversations(spec: QuestionSet) -> QuestionSet:
     return QuestionSet(name=spec.name, format="conversations", path=str(folder))
 
 
-def _write(name: str, parent: Path, folder: Path) -> None:
-    """Draw the set beside its place, then move it there in one step: nobody sees half a set, and the first one wins."""
-    parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=parent))
-    try:
+def _write(name: str, folder: Path) -> None:
+    """Draw the set: nobody sees half of it."""
+    with whole_folder(folder) as fresh:
         (fresh / "images").mkdir()
         for split, count in IMAGES.items():
             rows = _draw_split(SETS[name], random.Random(f"{name} {VERSION} {split}"), split, count, fresh / "images")
             (fresh / f"{split}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-        fresh.chmod(0o755)  # mkdtemp's folders are their owner's alone
-        os.rename(fresh, folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _draw_split(demo: Demo, rng: random.Random, split: str, count: int, folder: Path) -> list[dict[str, Any]]:

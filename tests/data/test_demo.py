@@ -140,7 +140,7 @@ def test_loser_of_the_race_discards_its_copy(
     place = tmp_path / f"demo_ct-{demo.VERSION}"
     shutil.copytree(folder / place.name, place)
     before = digest(place)
-    demo._write("demo_ct", tmp_path, place)
+    demo._write("demo_ct", place)
     assert digest(place) == before and list(tmp_path.iterdir()) == [place]
 
 

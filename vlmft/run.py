@@ -37,35 +37,23 @@ def run(cfg: DictConfig) -> None:
             _evaluate_runs(config)
         elif config.task is Task.eval:
             require(config, "model")
-            _evaluate_base(config)
+            # What is trained plays no part in the scores of a model as it is; the sets may come from `dataset`.
+            _one_run(config, base_name(config.model, config.method.quantization))
         else:
             require(config, "model", "dataset", "method")
-            _train(config)
+            _one_run(config, run_name(config))
     except (ConfigError, DataError, RunFailed) as error:
         fail(error)
 
 
-def _train(config: Config) -> None:
-    name = run_name(config)
-    _one_run(config, Path(config.paths["outputs"]) / name, fingerprint_of="train")
-
-
-def _evaluate_base(config: Config) -> None:
-    # What is trained plays no part in the scores of a model as it is; the sets may come from `dataset`.
-    _one_run(
-        config,
-        Path(config.paths["outputs"]) / base_name(config.model, config.method.quantization),
-        fingerprint_of="test",
-    )
-
-
-def _one_run(config: Config, folder: Path, fingerprint_of: str) -> None:
-    """Skip, resume or begin the run in `folder`."""
+def _one_run(config: Config, name: str) -> None:
+    """Skip, resume or begin the run called `name`."""
+    folder = Path(config.paths["outputs"]) / name
     sets = chosen_sets(config.eval, config.dataset)
     if config.task is Task.eval and not sets:
         raise ConfigError("task=eval: no set to evaluate on; choose eval=… or a dataset whose test split to use")
     hashes = wanted(folder.name, sets, config.eval)  # also says at once which test data is missing
-    with _locked(folder.parent, [folder.name]) as lock:
+    with _locked(folder) as lock:
         if config.force and folder.exists():
             aside = folder.with_name(f"{folder.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
             folder.rename(aside)
@@ -75,7 +63,7 @@ def _one_run(config: Config, folder: Path, fingerprint_of: str) -> None:
         if not (trained and not generate and results.read(folder)["state"] == "done"):
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
-            record_attempt(folder, _fingerprints(config, fingerprint_of))
+            record_attempt(folder, _fingerprints(config))
             print(f"run       {folder}", flush=True)
             _work([folder], ["-m", "vlmft.worker", str(folder)], config, lock)
         else:
@@ -96,7 +84,7 @@ def _evaluate_runs(config: Config) -> None:
         ):
             raise DataError(f"runs: {folder} is no run directory with a trained model in final/")
     with ExitStack() as stack:
-        locks = [stack.enter_context(_locked(folder.parent, [folder.name])) for folder in folders]
+        locks = [stack.enter_context(_locked(folder)) for folder in folders]
         todo = []
         for folder in folders:
             sets = chosen_sets(config.eval, read_config(folder / "config.yaml").dataset)
@@ -180,18 +168,18 @@ def _stopping(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(outputs: Path, names: Sequence[str]) -> Iterator[RunLock]:
+def _locked(folder: Path) -> Iterator[RunLock]:
     try:
-        with RunLock(outputs, names[0]) as lock:
+        with RunLock(folder.parent, folder.name) as lock:
             yield lock
     except Locked as held:
-        raise RunFailed(f"locked    {outputs / names[0]}: {held}") from held
+        raise RunFailed(f"locked    {folder}: {held}") from held
 
 
-def _fingerprints(config: Config, split: str) -> dict[str, str]:
+def _fingerprints(config: Config) -> dict[str, str]:
     found = {name: fingerprint(spec, "test") for name, spec in chosen_sets(config.eval, config.dataset).items()}
     train = config.dataset.sets or {config.dataset.name: config.dataset}
-    if split == "train":
+    if config.task is Task.train:
         found |= {f"{name} train": fingerprint(spec, "train") for name, spec in train.items()}
     return found
 

@@ -169,7 +169,7 @@ def arguments(method: Method, decisions: Decisions, run: Path, seed: int, debug:
         max_length=None,  # image tokens are never cut
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
-        report_to="none",  # Progress writes TensorBoard and W&B, so that a resume appends
+        report_to="none",  # callbacks of ours write TensorBoard and W&B, into the run's own folder
         disable_tqdm=True,
         logging_nan_inf_filter=False,
     )

@@ -18,10 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 class Task(Enum):
     train = "train"  # train, then evaluate
     eval = "eval"  # evaluate a model as it is, or the runs named in `runs`
+    fetch = "fetch"  # download the model and the sets that are chosen, and look them through
 
 
 class AnswerStyle(Enum):
     plain = "plain"  # answer
+    think = "think"  # <think>thought</think> answer; a row without a thought has an empty one, as GLM-4.5V writes it
     answer = "answer"  # <answer>answer</answer>
     think_answer = "think_answer"  # <think>thought</think><answer>answer</answer>; a row without a thought: as `answer`
 
@@ -82,10 +84,14 @@ class QuestionSet:
 
     name: str = ""
     format: str = ""  # a file of vlmft/data/sources
-    path: Optional[str] = None
+    path: Optional[str] = None  # the publisher's folder
+    hub: Optional[str] = None  # the dataset repository on the Hugging Face Hub that is used where `path` is no folder
+    revision: Optional[str] = None  # a commit, tag or branch of that repository
     image_root: Optional[str] = None  # None: the format's own place below `path`
+    language: Optional[str] = None  # keep the rows of one language (en, zh); None: all
     splits: Dict[str, str] = field(default_factory=dict)  # split -> file below `path`, for formats of one file a split
     max_rows: Optional[int] = None  # at most so many training questions (whole images, seeded)
+    percent: float = 100.0  # of the training questions (whole images, seeded), before `max_rows`
     max_test_rows: Optional[int] = None
     bad_rows: BadRows = BadRows.refuse
     absolute_paths: bool = False  # allow image paths that leave `image_root`
@@ -137,7 +143,8 @@ class Eval:
     own: bool = False  # also the test split of the run's own dataset
     sets: Dict[str, QuestionSet] = field(default_factory=dict)
     protocols: List[str] = field(default_factory=lambda: ["normalized", "strict"])
-    max_rows: Optional[int] = None
+    max_rows: Optional[int] = None  # of each set
+    bad_rows: BadRows = BadRows.refuse  # drop: of each set, whatever the set itself says
     generation: Generation = field(default_factory=Generation)
 
 
@@ -175,4 +182,6 @@ def read_config(file: Path) -> Config:
 
 
 ConfigStore.instance().store(name="vlmft_schema", node=Config)
-ConfigStore.instance().store(name="local", node={})  # stands in where conf/local.yaml is absent
+if not (Path(__file__).parents[1] / "conf" / "local.yaml").is_file():
+    # Stands in for the absent file; beside it, Hydra would take this for its schema and warn.
+    ConfigStore.instance().store(name="local", node={})

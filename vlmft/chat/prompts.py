@@ -14,6 +14,8 @@ def target(turn: Turn, style: AnswerStyle) -> str:
     """What the model is trained to say. A thought is kept where the data has one and never invented."""
     if style is AnswerStyle.plain:
         return turn.answer
+    if style is AnswerStyle.think:
+        return f"<think>{turn.thought or ''}</think>\n{turn.answer}"
     tagged = f"<answer>{turn.answer}</answer>"
     if style is AnswerStyle.think_answer and turn.thought:
         return f"<think>{turn.thought}</think>{tagged}"

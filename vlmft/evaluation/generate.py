@@ -22,7 +22,9 @@ from vlmft.evaluation.predictions import (
 from vlmft.schema import AnswerStyle, Generation
 
 # A model that ends its answer pays nothing for a high limit; one that rambles is cut here, and counted as unparsed.
-_AUTO_NEW_TOKENS = {AnswerStyle.plain: 64, AnswerStyle.answer: 64, AnswerStyle.think_answer: 2048}
+_AUTO_NEW_TOKENS = {
+    AnswerStyle.plain: 64, AnswerStyle.answer: 64, AnswerStyle.think: 2048, AnswerStyle.think_answer: 2048
+}  # fmt: skip
 
 
 def predict(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,8 @@ def load_model(model: Model, dtype: str, quantization: dict[str, Any] | None = N
         config = AutoConfig.from_pretrained(source(model), **common)
         reads_images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         loader = AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
+        if hasattr(getattr(config, "vision_config", None), "temporal_patch_size"):
+            refuse_slow_conv3d(version("torch"))
         if quantization:
             common["quantization_config"] = BitsAndBytesConfig(**quantization)
         loaded, report = loader.from_pretrained(
@@ -79,6 +82,8 @@ def load_model(model: Model, dtype: str, quantization: dict[str, Any] | None = N
             config=config,
             dtype=getattr(torch, dtype),
             attn_implementation=model.attention,
+            # A Conv3d whose patches do not overlap, computed as the matrix product it is; saved as a Conv3d again.
+            fusion_config={"patch_embeddings": True} if reads_images else None,
             output_loading_info=True,
             **common,
         )
@@ -91,6 +96,19 @@ def load_model(model: Model, dtype: str, quantization: dict[str, Any] | None = N
             "it is not a whole checkpoint of this architecture"
         )
     return loaded
+
+
+def refuse_slow_conv3d(torch_version: str) -> None:
+    """Raise DataError on torch 2.9, whose bfloat16 Conv3d is ten and more times slower (pytorch#174051).
+
+    These towers cut pictures into patches with a Conv3d. The fusion above avoids it, but other code that loads the
+    same weights would not.
+    """
+    if torch_version.startswith("2.9."):
+        raise DataError(
+            f"torch {torch_version} computes the Conv3d of this model's patch embedding 10 to 20 times slower than "
+            "other releases; install torch 2.10 or newer (or 2.8), with the torchvision of the same release"
+        )
 
 
 def freeze(model: Any, vision: bool, projector: bool, llm: bool) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 from transformers.integrations import TensorBoardCallback
@@ -46,6 +47,9 @@ class VqaTrainer(SFTTrainer):
             chosen = [(validation if item["validation"] else rows)[item["row"]] for item in items]
             return collate(encoder, chosen, padding_side="right") | {"questions": [row.question for row in chosen]}
 
+        text = kwargs["model"].config.get_text_config()
+        if kwargs["args"].router_aux_loss_coef and not hasattr(text, "num_experts"):
+            text.num_experts = text.num_local_experts  # TRL asks for the first name, GLM-4.5V has the second
         super().__init__(
             data_collator=batch,
             train_dataset=_numbers(len(rows), validation=False),
@@ -132,6 +136,25 @@ class VqaTrainer(SFTTrainer):
                 best_model_checkpoint=self.state.best_model_checkpoint,
             )
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As `from_pretrained` reads it: names in a checkpoint are the base repository's, not this process's."""
+        model = self.model if model is None else model
+        if isinstance(model, PeftModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved, report = type(model).from_pretrained(
+            resume_from_checkpoint, dtype=model.dtype, output_loading_info=True, local_files_only=True
+        )
+        if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
+            raise RuntimeError(f"{resume_from_checkpoint} does not hold this model: {report}")
+        model.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self) -> None:
+        if isinstance(self.model, PeftModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Upstream only warns, and goes on from the base weights."""
         tied = set(getattr(self.model, "_tied_weights_keys", None) or ())
@@ -153,6 +176,8 @@ def arguments(method: Method, decisions: Decisions, run: Path, seed: int, debug:
     settings: dict[str, Any] = dict(method.trainer)
     settings.pop("gradient_checkpointing", None)
     settings.setdefault("per_device_eval_batch_size", decisions.micro_batch)
+    # TRL takes the model's own: a mean over micro-batches, with which a step would depend on how it is cut up.
+    settings.setdefault("router_aux_loss_coef", 0.0)
     if debug:
         settings.update(max_steps=2, logging_steps=1, save_strategy="no", eval_strategy="no")
         settings.pop("load_best_model_at_end", None)
@@ -217,10 +242,18 @@ def train(
 
 
 def describe(model: Any) -> str:
-    """How many weights are trained, in words."""
+    """How many weights are trained, and which parts of a mixture of experts LoRA leaves alone, in words."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     everything = sum(parameter.numel() for parameter in model.parameters())
-    return f"training {trained:,} of {everything:,} weights ({100 * trained / everything:.2f} %)"
+    said = f"training {trained:,} of {everything:,} weights ({100 * trained / everything:.2f} %)"
+    experts = [(name, p) for name, p in model.named_parameters() if ".experts." in name]
+    if isinstance(model, PeftModel) and experts and not any("lora_" in name for name, _ in experts):
+        untouched = sum(parameter.numel() for _, parameter in experts)
+        said += (
+            f"; the {untouched:,} of the routed experts have no adapter "
+            "(method.peft.target_parameters=[mlp.experts.gate_up_proj,mlp.experts.down_proj] gives them one)"
+        )
+    return said
 
 
 def save_final(trainer: VqaTrainer, run: Path, dtype: str | None) -> None:

@@ -1,0 +1,57 @@
+"""Tiny twins: real checkpoint folders of a model family with about half a million random parameters.
+
+Everything after this room is the ordinary `from_pretrained` path, so a test on a twin is a test of the code that
+loads the real model.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from vlmft.errors import DataError
+from vlmft.files import read_json, whole_folder, write_json
+from vlmft.models.tiny import glm, qwen
+
+# A twin is a function of this number and of torch's generator; raise it whenever what is written changes.
+RECIPE = 2
+_SPREAD = 0.08  # of the weights; at the usual 0.02 so small a model barely learns
+WRITERS = {"glm41v": glm.write_glm41v, "glm45v": glm.write_glm45v, "qwen3vl": qwen.write_qwen3vl}
+
+
+def write_tiny(kind: str, folder: str | os.PathLike[str]) -> Path:
+    """Write the twin `kind` (one of WRITERS) into `folder` unless it is there already, and return the folder.
+
+    A twin of an older recipe is written anew. Raises DataError for an unknown kind, or for a folder that holds
+    something else.
+    """
+    folder = Path(folder).expanduser()
+    if kind not in WRITERS:
+        raise DataError(f"model.tiny={kind}: there is no such twin; there are {', '.join(sorted(WRITERS))}")
+    marker = folder / "tiny.json"
+    if folder.exists():
+        found = read_json(marker) or {}
+        if found.get("kind") != kind:
+            raise DataError(f"{folder} is not the tiny twin {kind}: remove it, or set model.path to another folder")
+        if found["recipe"] == RECIPE:
+            return folder
+        shutil.rmtree(folder)
+    with whole_folder(folder) as fresh:
+        WRITERS[kind](fresh)
+        _draw_weights(fresh / "model.safetensors")
+        write_json(fresh / marker.name, {"kind": kind, "recipe": RECIPE})
+    return folder
+
+
+def _draw_weights(file: Path) -> None:
+    """Draw every matrix anew, in the order of names; how a class is built may change what it draws itself."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    generator = torch.Generator().manual_seed(0)
+    weights = load_file(file)
+    for name in sorted(weights):
+        if weights[name].ndim > 1:
+            weights[name].normal_(0.0, _SPREAD, generator=generator)
+    save_file(weights, file, metadata={"format": "pt"})

@@ -21,9 +21,10 @@ from vlmft import library_keys
 from vlmft.errors import ConfigError, DataError
 from vlmft.evaluation.metrics import PROTOCOLS
 from vlmft.hardware import micro_batch
-from vlmft.schema import Config
+from vlmft.schema import Config, QuestionSet
 
 GROUPS = ("model", "dataset", "method", "hardware", "eval", "experiment")
+_OF_A_MIXTURE = {"name", "max_rows", "max_test_rows", "percent", "bad_rows"}  # these hold for each member
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _DEBUG_TRAIN_ROWS = 32
 _DEBUG_TEST_ROWS = 8
@@ -52,6 +53,13 @@ def _wrong_values(config: Config) -> Iterable[str]:
         micro_batch(config.method.batch_size, config.hardware.micro_batch, ranks=1, cuda=False)
     except DataError as error:
         yield str(error)
+    if config.dataset.sets:
+        for field in dataclasses.fields(QuestionSet):
+            if field.name not in _OF_A_MIXTURE and getattr(config.dataset, field.name) != _default(field):
+                yield (
+                    f"dataset.{field.name} belongs to one set: say it of a member, "
+                    f"dataset.sets.{next(iter(config.dataset.sets))}.{field.name}=…"
+                )
     for protocol in config.eval.protocols:
         if protocol not in PROTOCOLS:
             yield f"eval.protocols: there is no {protocol}.{_nearest(protocol, PROTOCOLS)}"
@@ -64,6 +72,10 @@ def _wrong_values(config: Config) -> Iterable[str]:
         yield f"eval.generation.batch_size={config.eval.generation.batch_size} should be at least 1"
     if config.log_level not in LOG_LEVELS:
         yield f"log_level: there is no {config.log_level}.{_nearest(config.log_level, LOG_LEVELS)}"
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def require(config: Config, *groups: str) -> None:

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+def cache_folder() -> Path:
+    """Where vlmft keeps what it can make again: $VLMFT_CACHE, or ~/.cache/vlmft."""
+    return Path(os.environ.get("VLMFT_CACHE") or Path.home() / ".cache" / "vlmft")
+
+
+def file_digests(files: Sequence[Path]) -> list[str]:
+    """SHA-256 of each file, in hex.
+
+    A digest is remembered under the file's size and time of change, so that twenty gigabytes are read once.
+    """
+    memory = cache_folder() / "fingerprints.json"
+    known: dict[str, str] = read_json(memory) or {}
+    before = len(known)
+    found = []
+    for path in files:
+        facts = path.stat()
+        key = f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+        if key not in known:
+            with open(path, "rb") as file:
+                known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        found.append(known[key])
+    if len(known) > before:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_json(memory, known)
+    return found
 
 
 def write_text(path: Path, text: str) -> None:

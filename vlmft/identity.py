@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from vlmft.data import load
+from vlmft.data.mixture import training_sets
 from vlmft.errors import DataError
 from vlmft.evaluation.metrics import SCORER_VERSION
-from vlmft.files import read_json, write_json
+from vlmft.files import file_digests
 from vlmft.library_keys import weights_fields
 from vlmft.models.tiny import RECIPE
 from vlmft.schema import Config, Dataset, Eval, Method, Model, QuestionSet
@@ -65,18 +65,20 @@ def model_facts(model: Model) -> dict[str, Any]:
 
 def dataset_facts(dataset: Dataset) -> dict[str, Any]:
     """What decides the rows that are trained on, by content."""
-    members = dataset.sets or {dataset.name: dataset}
     facts: dict[str, Any] = {
         "validation": dataset.validation,
         "over_long": dataset.over_long.value,
         "bad_rows": dataset.bad_rows.value,
         "max_rows": dataset.max_rows,
+        "percent": dataset.percent,
     }
-    for name, member in members.items():
+    for name, member in training_sets(dataset).items():
         facts[name] = {
             "rows": load.fingerprint(member, "train"),
             "bad_rows": member.bad_rows.value,
+            "language": member.language,
             "max_rows": member.max_rows,
+            "percent": member.percent,
             "weight": member.weight,
         }
         if dataset.validation in load.source(member).splits(member):
@@ -100,7 +102,7 @@ def method_facts(method: Method) -> dict[str, Any]:
 def generation_hash(weights: str, spec: QuestionSet, config: Eval) -> str:
     """Hash of what decides the predictions on one set: the weights (a run's name), the set's rows, how it generates."""
     settings = {key: value for key, value in vars(config.generation).items() if key != "batch_size"}
-    rows = [load.fingerprint(spec, "test"), spec.bad_rows.value, spec.max_test_rows, config.max_rows]
+    rows = [load.fingerprint(spec, "test"), spec.language, spec.bad_rows.value, spec.max_test_rows, config.max_rows]
     return digest([weights, rows, settings])
 
 
@@ -109,27 +111,13 @@ def scoring_hash(protocols: list[str]) -> str:
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """16 hex digits of a model folder's content: every file, but for a run's own checkpoints.
-
-    A file's digest is remembered under its size and time of change, so that twenty gigabytes are read once.
-    """
+    """16 hex digits of a model folder's content: every file, but for a run's own checkpoints."""
     folder = folder.expanduser()
     names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     names = sorted(name for name in names if not name.parts[0].startswith("checkpoint-"))
     if not names:
         raise DataError(f"{folder} is no folder with a model in it")
-    memory = Path(os.environ.get("VLMFT_CACHE") or Path.home() / ".cache" / "vlmft") / "fingerprints.json"
-    known: dict[str, str] = read_json(memory) or {}
-    before = len(known)
     total = hashlib.sha256()
-    for name in names:
-        found = (folder / name).stat()
-        key = f"{(folder / name).resolve()} {found.st_size} {found.st_mtime_ns}"
-        if key not in known:
-            with open(folder / name, "rb") as file:
-                known[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        total.update(f"{name} {known[key]}\n".encode())
-    if len(known) > before:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_json(memory, known)
+    for name, content in zip(names, file_digests([folder / name for name in names]), strict=True):
+        total.update(f"{name} {content}\n".encode())
     return total.hexdigest()[:16]

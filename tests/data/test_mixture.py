@@ -51,6 +51,21 @@ def test_members_are_loaded_by_name_within_their_own_limits(tmp_path: Path) -> N
     assert {q.set for q in load_mixture(dataset, "train", 0)["two"].questions} == {"two"}
 
 
+def test_percent_is_a_share_of_each_members_training_images(tmp_path: Path) -> None:
+    one, two = write(tmp_path, "one"), write(tmp_path, "two", count=10)
+    two.percent = 20
+    dataset = Dataset(name="both", sets={"one": one, "two": two}, percent=50)
+    assert [len(part.questions) for part in load_mixture(dataset, "train", 0).values()] == [3, 2]
+    assert [len(part.questions) for part in load_mixture(dataset, "test", 0).values()] == [6, 10]
+    again = load_mixture(dataset, "train", 0)["two"].questions
+    assert again != load_mixture(dataset, "train", 1)["two"].questions, "which images depends on the seed"
+    two.max_rows = 1
+    assert len(load_mixture(dataset, "train", 0)["two"].questions) == 1, "the smaller of the two holds"
+    two.percent = 0
+    with pytest.raises(DataError, match="percent is 0"):
+        load_mixture(dataset, "train", 0)
+
+
 def test_limit_and_policy_of_the_mixture_hold_for_members(tmp_path: Path) -> None:
     one, two = write(tmp_path, "one"), write(tmp_path, "two")
     two.max_rows = 3

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.data.test_parquet import encoded, row, write
+from vlmft.data.load import load
 from vlmft.data.question import BadRow, Question
 from vlmft.data.sources import vqa_rad
 from vlmft.errors import DataError
@@ -101,7 +103,32 @@ def test_repeated_qid_and_row_without_a_split_are_bad(tmp_path: Path) -> None:
 def test_missing_file_names_place_and_override(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"VQA_RAD Dataset Public\.json.*paths\.vqa_rad="):
         vqa_rad.files(QuestionSet(name="vqa_rad", path=str(tmp_path)), "train")
-    with pytest.raises(DataError, match=r"nowhere, which is no folder.*paths\.vqa_rad="):
+    with pytest.raises(DataError, match=r"no parquet files of the test split .*flaviagiammarino/vqa-rad"):
+        vqa_rad.files(QuestionSet(name="vqa_rad", path=str(tmp_path)), "test")
+    with pytest.raises(DataError, match=r"nowhere, which is no folder.*parquet files of the Hub.*paths\.vqa_rad="):
         vqa_rad.files(QuestionSet(name="vqa_rad", path=str(tmp_path / "nowhere")), "train")
     with pytest.raises(DataError, match="no split 'validation'; there are train, test"):
         vqa_rad.files(QuestionSet(name="vqa_rad", path=str(tmp_path)), "validation")
+
+
+def test_the_hubs_parquet_is_read_where_the_publishers_file_is_not(tmp_path: Path) -> None:
+    spec = QuestionSet(name="vqa_rad", format="vqa_rad", path=str(tmp_path))
+    train = write(tmp_path / "data/train-00000-of-00001-eda9.parquet", row(encoded(), "is it big?", "yes"))
+    write(tmp_path / "data/test-00000-of-00001-e5bc.parquet", row(encoded(), "where is it?", "left lung"))
+    assert vqa_rad.files(spec, "train") == [train]
+    (question,) = load(spec, "train").questions
+    (held,) = load(spec, "test").questions
+    assert (question.id, question.set, question.answer, question.answer_type) == ("train_0", "vqa_rad", "yes", "closed")
+    assert (held.id, held.answer_type) == ("test_0", "open")
+    assert question.images == held.images  # the split is by question, and the same bytes are one file
+    (published,) = read(tmp_path, ROW)
+    assert isinstance(published, Question) and published.id == "7"
+
+
+def test_the_hubs_form_has_other_answer_types_than_the_publisher(
+    tmp_path: Path, published: dict[str, list[Question]]
+) -> None:
+    rows = (row(encoded(), q.text.lower(), q.answer.lower()) for q in published["test"])
+    write(tmp_path / "test.parquet", *rows)
+    loaded = load(QuestionSet(name="vqa_rad", format="vqa_rad", path=str(tmp_path)), "test")
+    assert Counter(q.answer_type for q in loaded.questions) == {"closed": 251, "open": 200}

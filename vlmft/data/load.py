@@ -16,6 +16,7 @@ from vlmft.data import sources
 from vlmft.data.question import BadRow, Question
 from vlmft.data.sources import set_name
 from vlmft.errors import DataError
+from vlmft.files import file_digests
 
 if TYPE_CHECKING:
     from vlmft.schema import QuestionSet
@@ -25,7 +26,7 @@ SHOWN = 5  # bad rows named in an error
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A split's questions in the publisher's order, and the rows that were left out under `bad_rows=drop`."""
+    """A split's questions in the publisher's order, and the rows that were left out."""
 
     questions: list[Question]
     dropped: list[BadRow]
@@ -41,17 +42,29 @@ def source(spec: QuestionSet) -> ModuleType:
 
 
 def load(
-    spec: QuestionSet, split: str, *, limit: int | None = None, seed: int = 0, drop_bad_rows: bool = False
+    spec: QuestionSet,
+    split: str,
+    *,
+    limit: int | None = None,
+    percent: float = 100.0,
+    seed: int = 0,
+    drop_bad_rows: bool = False,
 ) -> Loaded:
-    """The usable questions of a split, at most `limit` of them in whole images (but at least one image).
+    """The usable questions of a split: `percent` of them, at most `limit`, in whole images (but at least one image).
 
     DataError if the set is not where it should be, if rows are bad and neither `spec.bad_rows` nor
-    `drop_bad_rows` says to drop them, or if nothing is left.
+    `drop_bad_rows` says to drop them, or if nothing is left. Defects of the published files are always left out.
     """
     name = f"{set_name(spec)} {split}"
     if limit is not None and limit < 1:
         raise DataError(f"{name}: at most {limit} rows leaves nothing; it should be at least 1, or null for all.")
+    if not 0 < percent <= 100:
+        raise DataError(f"{name}: percent is {percent}; it should be above 0 and at most 100.")
     module = source(spec)
+    languages = getattr(module, "LANGUAGES", ())
+    if spec.language and spec.language not in languages:
+        there = f"it has {', '.join(languages)}" if languages else f"the format {spec.format} does not tell languages"
+        raise DataError(f"{name}: dataset.language={spec.language}: {there}.")
     place = ", ".join(str(file) for file in module.files(spec, split))
     exists: dict[str, bool] = {}
     questions: list[Question] = []
@@ -64,20 +77,22 @@ def load(
             dropped.append(row)
         else:
             questions.append(row)
-    if dropped and not drop_bad_rows and getattr(spec.bad_rows, "name", spec.bad_rows) != "drop":
-        raise DataError(_refusal(name, dropped, len(questions) + len(dropped)))
+    ours = [row for row in dropped if not row.published]
+    if ours and not drop_bad_rows and getattr(spec.bad_rows, "name", spec.bad_rows) != "drop":
+        raise DataError(_refusal(name, ours, len(questions) + len(dropped)))
     if not questions:
         lost = f" (all {len(dropped)} were dropped; the first: {dropped[0]})" if dropped else ""
         raise DataError(f"{name}: no usable rows in {place}{lost}.")
-    return Loaded(questions if limit is None else _limit(questions, limit, seed), dropped)
+    share = max(1, round(percent / 100 * len(questions)))
+    most = share if limit is None else min(limit, share)
+    return Loaded(questions if most >= len(questions) else _limit(questions, most, seed), dropped)
 
 
 def fingerprint(spec: QuestionSet, split: str) -> str:
     """16 hex digits over the format and the bytes of the annotation files; the same wherever the set lies."""
     digest = hashlib.sha256(f"{spec.format}\n".encode())
-    for path in source(spec).files(spec, split):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for content in file_digests(source(spec).files(spec, split)):
+        digest.update(bytes.fromhex(content))
     return digest.hexdigest()[:16]
 
 

@@ -13,18 +13,23 @@ from vlmft.data.sources import set_name
 from vlmft.errors import DataError
 
 if TYPE_CHECKING:
-    from vlmft.schema import Dataset
+    from vlmft.schema import Dataset, QuestionSet
 
 LIMITS = {"train": "max_rows", "test": "max_test_rows"}
 
 
-def load_mixture(dataset: Dataset, split: str, seed: int) -> dict[str, Loaded]:
-    """The split of every member by name (or of the single set), within its `max_rows` or `max_test_rows`.
+def training_sets(dataset: Dataset) -> dict[str, QuestionSet]:
+    """The members of a mixture, or the single set, by name; none where no dataset is chosen."""
+    return dict(dataset.sets) or ({set_name(dataset): dataset} if dataset.name else {})
 
-    A mixture's own limit holds for each member that has none, and its `bad_rows=drop` for all.
+
+def load_mixture(dataset: Dataset, split: str, seed: int) -> dict[str, Loaded]:
+    """The split of every member by name (or of the single set), within its `percent`, `max_rows` or `max_test_rows`.
+
+    A mixture's own `percent` or limit holds for each member that has none, and its `bad_rows=drop` for all.
     DataError naming the member.
     """
-    members = dict(dataset.sets) or {set_name(dataset): dataset}
+    members = training_sets(dataset)
     limit = LIMITS.get(split)
     drop = getattr(dataset.bad_rows, "name", dataset.bad_rows) == "drop"
     loaded = {}
@@ -33,7 +38,10 @@ def load_mixture(dataset: Dataset, split: str, seed: int) -> dict[str, Loaded]:
         if rows is None and limit:
             rows = getattr(dataset, limit)
         try:
-            loaded[name] = load(member, split, limit=rows, seed=seed, drop_bad_rows=drop)
+            percent = member.percent if member.percent != 100 else dataset.percent
+            if split != "train":
+                percent = 100.0
+            loaded[name] = load(member, split, limit=rows, percent=percent, seed=seed, drop_bad_rows=drop)
         except DataError as error:
             if not dataset.sets:
                 raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vlmft.data.load import source, split_off
-from vlmft.data.mixture import load_mixture, weighted
+from vlmft.data.mixture import load_mixture, training_sets, weighted
 from vlmft.data.question import Question
 from vlmft.errors import DataError
 from vlmft.schema import Dataset
@@ -25,7 +25,7 @@ class TrainingSplit:
         images = len({image for question in self.train for image in question.images})
         named = ", ".join(f"{name} {count:,}" for name, count in sets.items())
         held_out = f", {len(self.validation):,} questions held out for validation" if self.validation else ""
-        dropped = f", {self.dropped} bad rows dropped" if self.dropped else ""
+        dropped = f", {self.dropped:,} bad rows dropped" if self.dropped else ""
         return f"{len(self.train):,} questions on {images:,} images ({named}){held_out}{dropped}"
 
 
@@ -37,7 +37,7 @@ def training_questions(dataset: Dataset, seed: int) -> TrainingSplit:
     """
     loaded = load_mixture(dataset, "train", seed)
     dropped = sum(len(part.dropped) for part in loaded.values())
-    weights = {name: member.weight for name, member in (dataset.sets or {dataset.name: dataset}).items()}
+    weights = {name: member.weight for name, member in training_sets(dataset).items()}
     wanted = dataset.validation
     if wanted is None:
         return TrainingSplit(weighted(loaded, weights, seed), [], dropped)
@@ -51,7 +51,7 @@ def training_questions(dataset: Dataset, seed: int) -> TrainingSplit:
         return TrainingSplit(weighted(loaded, weights, seed), held_out, dropped)
     if wanted == "test":
         raise DataError("dataset.validation=test: a model chosen on the test split has no honest test score")
-    for name, member in (dataset.sets or {dataset.name: dataset}).items():
+    for name, member in training_sets(dataset).items():
         if wanted not in (splits := source(member).splits(member)):
             raise DataError(
                 f"dataset.validation={wanted}: {name} has the splits {', '.join(splits)}; "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmft.data.load import Loaded, load
+from vlmft.data.mixture import training_sets
 from vlmft.errors import DataError
 from vlmft.evaluation import floors, results
 from vlmft.evaluation.predictions import predictions_file
@@ -24,19 +25,20 @@ logger = logging.getLogger(__name__)
 def chosen_sets(config: Eval, dataset: Dataset) -> dict[str, QuestionSet]:
     """The sets to evaluate on, by name: `eval.sets`, and with `eval.own` the run's own set or all of its mixture.
 
-    What a mixture says of its test rows holds for each member.
+    What a mixture says of its test rows holds for each member, and `eval.bad_rows=drop` for every set.
     """
-    own: dict[str, QuestionSet] = {}
-    if config.own and dataset.name:
-        own = {
-            name: replace(
-                member,
-                max_test_rows=member.max_test_rows or dataset.max_test_rows,
-                bad_rows=dataset.bad_rows if dataset.bad_rows is BadRows.drop else member.bad_rows,
-            )
-            for name, member in (dataset.sets or {dataset.name: dataset}).items()
-        }
-    return {**own, **config.sets}
+    own = {
+        name: replace(
+            member,
+            max_test_rows=member.max_test_rows or dataset.max_test_rows,
+            bad_rows=dataset.bad_rows if dataset.bad_rows is BadRows.drop else member.bad_rows,
+        )
+        for name, member in (training_sets(dataset) if config.own else {}).items()
+    }
+    sets = {**own, **config.sets}
+    if config.bad_rows is BadRows.drop:
+        sets = {name: replace(spec, bad_rows=BadRows.drop) for name, spec in sets.items()}
+    return sets
 
 
 def wanted(run: str, sets: dict[str, QuestionSet], config: Eval) -> dict[str, str]:

@@ -19,6 +19,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmft import hub
+from vlmft.data.question import CLOSED, OPEN
 from vlmft.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,16 +37,26 @@ def set_name(spec: QuestionSet) -> str:
 
 
 def folder(spec: QuestionSet, expected: str, override: str) -> Path:
-    """The absolute folder of the set; DataError naming what is `expected` and the `override` to set it."""
-    if not spec.path:
-        raise DataError(f"{set_name(spec)}: no path is set. Expected {expected}; say where with {override}=FOLDER.")
-    path = Path(os.path.abspath(Path(spec.path).expanduser()))
-    if not path.is_dir():
-        raise DataError(
-            f"{set_name(spec)}: looked in {path}, which is no folder. "
-            f"Expected {expected} there; say where it lies with {override}=FOLDER."
-        )
-    return path
+    """The absolute folder of the set, or its Hub repository's snapshot in the Hub's cache where there is no folder.
+
+    Raises DataError naming both places, what is `expected`, and the `override` that says where it lies.
+    """
+    name = set_name(spec)
+    if not spec.path and not spec.hub:
+        raise DataError(f"{name}: no path is set. Expected {expected}; say where with {override}=FOLDER.")
+    path = Path(os.path.abspath(Path(spec.path or "").expanduser()))
+    if spec.path and path.is_dir():
+        return path
+    looked = f"looked in {path}, which is no folder"
+    if spec.hub is None:
+        raise DataError(f"{name}: {looked}. Expected {expected} there; say where it lies with {override}=FOLDER.")
+    if snapshot := hub.here(spec.hub, "dataset", spec.revision):
+        return snapshot
+    raise DataError(
+        f"{name}: {looked}, and in the Hugging Face cache {hub.cache()} for the data set {spec.hub}, which is not "
+        f"there. Expected {expected}. Say where it lies with {override}=FOLDER, or fetch it where there is a network: "
+        f"python train.py task=fetch dataset={name}"
+    )
 
 
 def image_root(spec: QuestionSet, default: Path) -> Path:
@@ -70,6 +82,18 @@ def refuse_unknown_split(spec: QuestionSet, split: str, known: list[str], hint: 
     """DataError naming the splits there are, if `split` is none of them."""
     if split not in known:
         raise DataError(f"{set_name(spec)}: there is no split {split!r}; there are {', '.join(known)}.{hint}")
+
+
+def one_line(value: Any) -> str:
+    """A text or number on one line without outer blanks; "" for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return ""
+    return " ".join(str(value).split())
+
+
+def type_of(answer: str) -> str:
+    """The answer type where the publisher states none: closed for yes and no in any case, else open."""
+    return CLOSED if answer.lower() in ("yes", "no") else OPEN
 
 
 def read_rows(path: Path) -> list[tuple[int, Any]]:

@@ -1,4 +1,8 @@
-"""VQA-RAD as published on OSF (https://osf.io/89kps/): one JSON file for both splits, beside its images."""
+"""VQA-RAD as published on OSF (https://osf.io/89kps/): one JSON file for both splits, beside its images.
+
+Where there is no such file, the Hub's parquet form is read (flaviagiammarino/vqa-rad): 1,793 and 451 rows (exact
+duplicates taken out), in lower case, without answer types, facts and ids; `_parquet` says how these are made up for.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from vlmft.data.question import CLOSED, OPEN, BadRow, Question, Turn
 from vlmft.data.sources import (
     Unusable,
+    _parquet,
     folder,
     image_path,
     image_root,
+    one_line,
     read_rows,
     refuse_unknown_split,
     set_name,
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
 
 ROWS = "VQA_RAD Dataset Public.json"
 IMAGES = "VQA_RAD Image Folder"
+HUB = "flaviagiammarino/vqa-rad"
 OVERRIDE = "paths.vqa_rad"
 TEST = "test_"  # a test question's phrase_type starts with this; nothing else tells the splits apart
 FACTS = {"image_organ": "organ", "question_type": "question_type", "phrase_type": "phrase_type"}
@@ -34,20 +41,26 @@ def splits(spec: QuestionSet) -> list[str]:
 
 
 def files(spec: QuestionSet, split: str) -> list[Path]:
-    """The one annotation file; DataError if it is not there or the split is unknown."""
+    """The one annotation file, or the split's parquet files; DataError if neither is there or the split is unknown."""
     refuse_unknown_split(spec, split, splits(spec))
-    place = folder(spec, f"{ROWS!r} and the folder {IMAGES!r}", OVERRIDE)
-    if not (place / ROWS).is_file():
-        raise DataError(
-            f"{set_name(spec)}: looked in {place}, where there is no file {ROWS!r}. Get it with {IMAGES!r} "
-            f"from https://osf.io/89kps/, or say where the two lie with {OVERRIDE}=FOLDER."
-        )
-    return [place / ROWS]
+    place = folder(spec, f"{ROWS!r} and the folder {IMAGES!r}, or the parquet files of the Hub's {HUB}", OVERRIDE)
+    if (place / ROWS).is_file():
+        return [place / ROWS]
+    if shards := _parquet.files(place, split):
+        return shards
+    raise DataError(
+        f"{set_name(spec)}: looked in {place}, where there is no file {ROWS!r}. Get it with {IMAGES!r} "
+        f"from https://osf.io/89kps/, or say where the two lie with {OVERRIDE}=FOLDER. "
+        f"There are no parquet files of the {split} split either, as the Hub's {HUB} has them."
+    )
 
 
 def read(spec: QuestionSet, split: str) -> Iterator[Question | BadRow]:
     """Every row of the split: a question, or why it is none."""
-    (path,) = files(spec, split)
+    path, *others = files(spec, split)
+    if path.name != ROWS:
+        yield from _parquet.read(spec, split, [path, *others])
+        return
     root = image_root(spec, path.parent / IMAGES)
     seen: set[str] = set()
     for number, row in read_rows(path):
@@ -88,8 +101,5 @@ def _question(spec: QuestionSet, row: dict[str, Any], root: Path, seen: set[str]
 
 def _text(row: dict[str, Any], key: str) -> str:
     """The value on one line (some hold tabs) without outer blanks; numbers as text, "NULL" (none) as ""."""
-    value = row.get(key)
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        return ""
-    text = " ".join(str(value).split())
+    text = one_line(row.get(key))
     return "" if text == "NULL" else text

@@ -1,4 +1,4 @@
-"""python train.py model=glm41v dataset=vqa_rad        python train.py --help shows every group and option"""
+"""python train.py model=glm41v dataset=slake        python train.py --help shows every group and option"""
 
 import hydra
 from omegaconf import DictConfig

@@ -19,7 +19,8 @@ from tests.conftest import ROOT
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ("model=tiny_glm41v", "dataset=demo_ct", "dataset.max_rows=24", "method.trainer.max_steps=3",
-         "method.trainer.learning_rate=1e-3", "method.batch_size=4", "hardware=cpu", "eval.max_rows=12")  # fmt: skip
+         "method.trainer.learning_rate=1e-3", "method.batch_size=4", "hardware=cpu", "eval.max_rows=12",
+         "eval.generation.max_new_tokens=16")  # fmt: skip
 
 
 def only_run(folder: Path) -> Path:
@@ -96,17 +97,18 @@ def test_a_run_from_first_start_to_what_the_same_command_does_again(command: Com
 
 
 def test_evaluation_without_training(command: Command, tmp_path: Path) -> None:
-    base = command("task=eval", "model=tiny_glm41v", "eval=demo", "eval.max_rows=6", "hardware=cpu")
+    brief = "eval.generation.max_new_tokens=16"
+    base = command("task=eval", "model=tiny_glm41v", "eval=demo", "eval.max_rows=6", "hardware=cpu", brief)
     assert base.returncode == 0, base.stderr
     run = only_run(tmp_path)
     assert run.name.startswith("tiny_glm41v-base-")
     result = read(run / "result.json")
     assert result["train"] is None and set(result["evaluations"]) == {"demo_ct", "demo_xray", "demo_path"}
-    listed = command("task=eval", f"runs=[{run}]", "eval=demo", "eval.max_rows=5", "hardware=cpu")
+    listed = command("task=eval", f"runs=[{run}]", "eval=demo", "eval.max_rows=5", "hardware=cpu", brief)
     assert listed.returncode == 0, listed.stderr
     assert read(run / "result.json")["evaluations"]["demo_ct"]["n"] < 12
     assert read(run / "status.json")["attempt"] == 2
-    own = command("task=eval", "model=tiny_glm41v", "dataset=demo_ct", "eval.max_rows=4", "hardware=cpu")
+    own = command("task=eval", "model=tiny_glm41v", "dataset=demo_ct", "eval.max_rows=4", "hardware=cpu", brief)
     assert own.returncode == 0 and not (run / "final").exists(), "a dataset with task=eval is not trained on"
     wrong = command("task=eval", "runs=[outputs/nothing]", "eval=demo")
     assert wrong.returncode == 1 and "outputs/nothing is no run directory" in wrong.stderr

@@ -21,9 +21,13 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def record_attempt(run: Path, fingerprints: dict[str, str]) -> None:
-    """Add this start of the run to its provenance."""
-    found = read_json(run / "provenance.json") or {"datasets": fingerprints, "decided": None, "attempts": []}
+def record_attempt(run: Path, fingerprints: dict[str, str], model: Path | None) -> None:
+    """Add this start of the run to its provenance; `model` is the folder that the base model lies in."""
+    found = read_json(run / "provenance.json") or {
+        "datasets": fingerprints, "model": None, "decided": None, "attempts": []
+    }  # fmt: skip
+    if model and model.parent.name == "snapshots":  # the Hub's cache names a snapshot by its commit
+        found["model"] = {"commit": model.name}
     found["attempts"].append(
         {
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

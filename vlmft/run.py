@@ -16,11 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from vlmft import status
 from vlmft.config_check import check, require
-from vlmft.data.load import fingerprint
+from vlmft.data.load import fingerprint, source
+from vlmft.data.mixture import training_sets
 from vlmft.errors import ConfigError, DataError, RunFailed, fail
 from vlmft.evaluation import results
 from vlmft.evaluation.evaluate import chosen_sets, wanted
 from vlmft.evaluation.table import print_table
+from vlmft.fetch import look_through, make_ready, model_folder
 from vlmft.files import write_text
 from vlmft.hardware import child_environment
 from vlmft.identity import base_name, run_name, scoring_hash
@@ -33,26 +35,48 @@ def run(cfg: DictConfig) -> None:
     """Do what the composed config asks for. What is wrong is told on stderr, and by the exit code of the command."""
     try:
         config = check(cfg)
-        if config.task is Task.eval and config.runs:
+        if config.task is Task.fetch:
+            _fetch(config)
+        elif config.task is Task.eval and config.runs:
             _evaluate_runs(config)
-        elif config.task is Task.eval:
-            require(config, "model")
-            # What is trained plays no part in the scores of a model as it is; the sets may come from `dataset`.
-            _one_run(config, base_name(config.model, config.method.quantization))
         else:
-            require(config, "model", "dataset", "method")
-            _one_run(config, run_name(config))
+            require(config, *(["model"] if config.task is Task.eval else ["model", "dataset", "method"]))
+            _one_run(config)
     except (ConfigError, DataError, RunFailed) as error:
         fail(error)
 
 
-def _one_run(config: Config, name: str) -> None:
-    """Skip, resume or begin the run called `name`."""
-    folder = Path(config.paths["outputs"]) / name
+def _fetch(config: Config) -> None:
+    """Bring the chosen model and sets here, and look them through."""
+    model = config.model if config.model.name else None
+    sets = chosen_sets(config.eval, config.dataset) | training_sets(config.dataset)
+    if not model and not sets:
+        raise ConfigError("task=fetch: nothing is chosen; name a model=… or a dataset=… (or both, or eval=…)")
+    make_ready(model, [(spec, split) for spec in sets.values() for split in source(spec).splits(spec)], again=True)
+    look_through(model, sets.values())
+
+
+def _one_run(config: Config) -> None:
+    """Skip, resume or begin the run that the config names."""
     sets = chosen_sets(config.eval, config.dataset)
     if config.task is Task.eval and not sets:
         raise ConfigError("task=eval: no set to evaluate on; choose eval=… or a dataset whose test split to use")
-    hashes = wanted(folder.name, sets, config.eval)  # also says at once which test data is missing
+
+    def identified() -> tuple[Path, dict[str, str]]:
+        # What is trained plays no part in the scores of a model as it is; the sets may come from `dataset`.
+        base = config.task is Task.eval
+        name = base_name(config.model, config.method.quantization) if base else run_name(config)
+        return Path(config.paths["outputs"]) / name, wanted(name, sets, config.eval)
+
+    try:
+        folder, hashes = identified()
+    except DataError:
+        train = training_sets(config.dataset) if config.task is Task.train else {}
+        needed = [(spec, "train") for spec in train.values()] + [(spec, "test") for spec in sets.values()]
+        make_ready(config.model, needed)  # or say everything that is missing
+        folder, hashes = identified()
+    if not folder.is_dir():
+        make_ready(config.model, [])  # before anything is made
     with _locked(folder) as lock:
         if config.force and folder.exists():
             aside = folder.with_name(f"{folder.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -61,9 +85,10 @@ def _one_run(config: Config, name: str) -> None:
         trained = config.task is Task.eval or (folder / "final").is_dir()
         generate, rescore = results.pending(folder, hashes, scoring_hash(config.eval.protocols))
         if not (trained and not generate and results.read(folder)["state"] == "done"):
+            make_ready(config.model, [])  # a run that is done did not need it until now
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
-            record_attempt(folder, _fingerprints(config))
+            record_attempt(folder, _fingerprints(config), model_folder(config.model))
             print(f"run       {folder}", flush=True)
             _work([folder], ["-m", "vlmft.worker", str(folder)], config, lock)
         else:
@@ -87,15 +112,19 @@ def _evaluate_runs(config: Config) -> None:
         locks = [stack.enter_context(_locked(folder)) for folder in folders]
         todo = []
         for folder in folders:
-            sets = chosen_sets(config.eval, read_config(folder / "config.yaml").dataset)
+            of_run = read_config(folder / "config.yaml")
+            sets = chosen_sets(config.eval, of_run.dataset)
             if not sets:
                 raise ConfigError("task=eval: no set to evaluate on; choose eval=…")
+            make_ready(None, [(spec, "test") for spec in sets.values()])
             hashes = wanted(folder.name, sets, config.eval)
             generate, rescore = results.pending(folder, hashes, scoring_hash(config.eval.protocols))
             _rescore(folder, rescore, hashes, config.eval.protocols)
             if generate:
+                whole = (folder / "final" / "config.json").is_file()
+                make_ready(None if whole else of_run.model, [])
                 todo.append(folder)
-                record_attempt(folder, {})
+                record_attempt(folder, {}, None)
         if todo:
             with tempfile.TemporaryDirectory(prefix="vlmft-") as scratch:
                 request = Path(scratch) / "config.yaml"
@@ -178,9 +207,8 @@ def _locked(folder: Path) -> Iterator[RunLock]:
 
 def _fingerprints(config: Config) -> dict[str, str]:
     found = {name: fingerprint(spec, "test") for name, spec in chosen_sets(config.eval, config.dataset).items()}
-    train = config.dataset.sets or {config.dataset.name: config.dataset}
     if config.task is Task.train:
-        found |= {f"{name} train": fingerprint(spec, "train") for name, spec in train.items()}
+        found |= {f"{name} train": fingerprint(spec, "train") for name, spec in training_sets(config.dataset).items()}
     return found
 
 

@@ -9,6 +9,7 @@ import argparse
 import ctypes
 import gc
 import logging
+import os
 import signal
 import sys
 import time
@@ -52,8 +53,13 @@ def train(config: Config, run: Path, status: Status) -> None:
     for what, count in (("over-long rows dropped", rows.dropped), ("images shrunk to fit", rows.shrunk)):
         if count:
             logger.info("data      %d %s", count, what)
-    for spec in chosen_sets(config.eval, config.dataset).values():
-        prompts_of(encoder, spec, config.eval, limit, policy)  # what is wrong with a test set shows before training
+    seen = {image for question in split.train for image in question.images}
+    for name, spec in chosen_sets(config.eval, config.dataset).items():
+        # What is wrong with a test set shows before training.
+        test, _ = prompts_of(encoder, spec, config.eval, limit, policy)
+        pictures = {image for question in test.questions for image in question.images}
+        if shared := len(seen & pictures):
+            logger.warning("data      %d of the %d test images of %s are also trained on", shared, len(pictures), name)
     freeze(model, **vars(config.model.freeze))
     if broken := checkpoints.remove_broken(run):
         logger.info("resume    half-written %s removed", ", ".join(broken))
@@ -220,9 +226,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--evaluation", type=Path, help="a config whose eval part says what to evaluate")
     options = parser.parse_args(arguments)
     _die_with_parent()
+    configs = {run: read_config(run / "config.yaml") for run in options.runs}
+    if not any(config.model.trust_remote_code for config in configs.values()):
+        # The parent has seen to it that everything is here; a model's own code may lie in yet another repository.
+        os.environ["HF_HUB_OFFLINE"] = "1"
     failures = 0
-    for run in options.runs:
-        config = read_config(run / "config.yaml")
+    for run, config in configs.items():
         wanted = read_config(options.evaluation) if options.evaluation else config
         code = _attempt(run, config, wanted, evaluate_only=options.evaluation is not None)
         if code == 130:

@@ -13,6 +13,7 @@ from typing import Any
 
 from vlmft.data import load
 from vlmft.data.mixture import training_sets
+from vlmft.data.training_split import validation_sets
 from vlmft.errors import DataError
 from vlmft.evaluation.metrics import SCORER_VERSION
 from vlmft.files import file_digests
@@ -65,8 +66,9 @@ def model_facts(model: Model) -> dict[str, Any]:
 
 def dataset_facts(dataset: Dataset) -> dict[str, Any]:
     """What decides the rows that are trained on, by content."""
+    validation = [(spec.name, load.fingerprint(spec, split)) for spec, split in validation_sets(dataset)]
     facts: dict[str, Any] = {
-        "validation": dataset.validation,
+        "validation": validation or dataset.validation,
         "over_long": dataset.over_long.value,
         "bad_rows": dataset.bad_rows.value,
         "max_rows": dataset.max_rows,
@@ -81,8 +83,6 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
             "percent": member.percent,
             "weight": member.weight,
         }
-        if dataset.validation in load.source(member).splits(member):
-            facts[name]["validation"] = load.fingerprint(member, str(dataset.validation))
     return facts
 
 

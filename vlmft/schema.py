@@ -100,7 +100,7 @@ class QuestionSet:
 
 @dataclass
 class Dataset(QuestionSet):
-    validation: Optional[str] = None  # a split's name, or a fraction of the training images such as 0.1
+    validation: Optional[str] = None  # a split, a file of conversations, or a fraction of the training images (0.1)
     over_long: OverLong = OverLong.refuse
     sets: Dict[str, QuestionSet] = field(default_factory=dict)  # a mixture's members; empty for a single set
 

@@ -296,10 +296,10 @@ def test_splits_and_their_files(tmp_path: Path) -> None:
     assert conversations.splits(spec) == ["train", "test", "validation"]
     assert conversations.files(spec, "train") == [tmp_path / "train.json"]
     spec.splits = {"rad": "test_rad.json"}
-    assert conversations.splits(spec) == ["rad"]
+    assert conversations.splits(spec) == ["train", "test", "validation", "rad"]
     assert conversations.files(spec, "rad") == [tmp_path / "test_rad.json"]
-    with pytest.raises(DataError, match="no split 'train'; there are rad"):
-        conversations.files(spec, "train")
+    with pytest.raises(DataError, match="no split 'dev'; there are train, test, validation, rad"):
+        conversations.files(spec, "dev")
 
 
 def test_missing_places_are_named_with_the_override(tmp_path: Path) -> None:

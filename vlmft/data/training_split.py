@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from vlmft.data.load import source, split_off
+from vlmft.data.load import load, source, split_off
 from vlmft.data.mixture import load_mixture, training_sets, weighted
 from vlmft.data.question import Question
 from vlmft.errors import DataError
-from vlmft.schema import Dataset
+from vlmft.schema import BadRows, Dataset, QuestionSet
 
 
 @dataclass(frozen=True)
@@ -32,39 +33,59 @@ class TrainingSplit:
 def training_questions(dataset: Dataset, seed: int) -> TrainingSplit:
     """The train split of a set or mixture, without what `dataset.validation` holds out of it.
 
-    `dataset.validation` is a split's name, or a fraction of the training images; a test split is refused, since a
-    model chosen on it would make its test score worthless. Raises DataError.
+    `dataset.validation` is a split's name, a file, or a fraction of the training images. Raises DataError.
     """
+    held_out = [question for spec, split in validation_sets(dataset) for question in load(spec, split).questions]
     loaded = load_mixture(dataset, "train", seed)
     dropped = sum(len(part.dropped) for part in loaded.values())
     weights = {name: member.weight for name, member in training_sets(dataset).items()}
-    wanted = dataset.validation
-    if wanted is None:
-        return TrainingSplit(weighted(loaded, weights, seed), [], dropped)
-    fraction = _fraction(wanted)
-    if fraction is not None:
-        held_out: list[Question] = []
+    if (fraction := _fraction(dataset.validation)) is not None:
         for part in loaded.values():
             rest, aside = split_off(part.questions, fraction, seed)
             part.questions[:] = rest
             held_out += aside
-        return TrainingSplit(weighted(loaded, weights, seed), held_out, dropped)
-    if wanted == "test":
-        raise DataError("dataset.validation=test: a model chosen on the test split has no honest test score")
-    for name, member in training_sets(dataset).items():
+    return TrainingSplit(weighted(loaded, weights, seed), held_out, dropped)
+
+
+def validation_sets(dataset: Dataset) -> list[tuple[QuestionSet, str]]:
+    """The sets and splits that `dataset.validation` names: a split of every member, or one file of conversations.
+
+    None where it is a fraction or null. Raises DataError for a test split, and for what is neither.
+    """
+    wanted = dataset.validation
+    if wanted is None or _fraction(wanted) is not None:
+        return []
+    members = {
+        name: replace(member, bad_rows=BadRows.drop if dataset.bad_rows is BadRows.drop else member.bad_rows)
+        for name, member in training_sets(dataset).items()
+    }
+    file = Path(wanted).expanduser()
+    if wanted == "test" or any(_is_test_file(file, member) for member in members.values()):
+        raise DataError(f"dataset.validation={wanted}: a model chosen on the test split has no honest test score")
+    if file.is_file():
+        spec = QuestionSet(
+            name="validation", format="conversations", path=str(file.parent), splits={"validation": file.name},
+            image_root=dataset.image_root, bad_rows=dataset.bad_rows, absolute_paths=dataset.absolute_paths,
+        )  # fmt: skip
+        return [(spec, "validation")]
+    for name, member in members.items():
         if wanted not in (splits := source(member).splits(member)):
             raise DataError(
-                f"dataset.validation={wanted}: {name} has the splits {', '.join(splits)}; "
-                "name one of them, or give a fraction of the training images such as 0.1"
+                f"dataset.validation={wanted}: {name} has the splits {', '.join(splits)}; name one of them, a file in "
+                "the conversation form, or a fraction of the training images such as 0.1"
             )
-    validation = load_mixture(dataset, wanted, seed)
-    return TrainingSplit(
-        weighted(loaded, weights, seed), [q for part in validation.values() for q in part.questions], dropped
-    )
+    return [(member, wanted) for member in members.values()]
 
 
-def _fraction(text: str) -> float | None:
+def _is_test_file(file: Path, member: QuestionSet) -> bool:
     try:
-        return float(text)
+        return file.is_file() and any(path.samefile(file) for path in source(member).files(member, "test"))
+    except DataError:  # there is no test split
+        return False
+
+
+def _fraction(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
     except ValueError:
         return None

@@ -54,7 +54,7 @@ BOX = re.compile(r"<\|(?:begin|end)_of_box\|>")  # GLM marks the final answer wi
 
 
 def splits(spec: QuestionSet) -> list[str]:
-    """The splits named in `spec.splits`; by default train, test, and validation where that exists."""
+    """train, test, validation where that exists, and the splits named in `spec.splits`."""
     return list(_split_files(spec))
 
 
@@ -91,12 +91,10 @@ def _place(spec: QuestionSet) -> Path:
 
 
 def _split_files(spec: QuestionSet) -> dict[str, str]:
-    if spec.splits:
-        return {str(split): file for split, file in spec.splits.items()}
     named = {"train": "train.json", "test": "test.json"}
     if spec.path and (Path(spec.path).expanduser() / "validation.json").is_file():
         named["validation"] = "validation.json"
-    return named
+    return named | {str(split): file for split, file in spec.splits.items()}
 
 
 def _unique_ids(rows: list[tuple[int, Any]]) -> list[str]:

@@ -21,7 +21,7 @@ from vlmft import library_keys
 from vlmft.errors import ConfigError, DataError
 from vlmft.evaluation.metrics import PROTOCOLS
 from vlmft.hardware import micro_batch
-from vlmft.schema import Config, QuestionSet
+from vlmft.schema import Config, Packing, QuestionSet
 
 GROUPS = ("model", "dataset", "method", "hardware", "eval", "experiment")
 _OF_A_MIXTURE = {"name", "max_rows", "max_test_rows", "percent", "bad_rows"}  # these hold for each member
@@ -53,6 +53,10 @@ def _wrong_values(config: Config) -> Iterable[str]:
         micro_batch(config.method.batch_size, config.hardware.micro_batch, ranks=1, cuda=False)
     except DataError as error:
         yield str(error)
+    if config.method.max_questions_per_row < 1:
+        yield f"method.max_questions_per_row={config.method.max_questions_per_row} should be at least 1"
+    if config.method.packing is Packing.image and config.method.trainer.get("router_aux_loss_coef"):
+        yield "method.trainer.router_aux_loss_coef: TRL cannot compute it on packed rows; set method.packing=none"
     if config.dataset.sets:
         for field in dataclasses.fields(QuestionSet):
             if field.name not in _OF_A_MIXTURE and getattr(config.dataset, field.name) != _default(field):

@@ -19,7 +19,7 @@ from vlmft.evaluation.metrics import SCORER_VERSION
 from vlmft.files import file_digests
 from vlmft.library_keys import weights_fields
 from vlmft.models.tiny import RECIPE
-from vlmft.schema import Config, Dataset, Eval, Method, Model, QuestionSet
+from vlmft.schema import Config, Dataset, Eval, Method, Model, Packing, QuestionSet
 
 
 def digest(value: Any) -> str:
@@ -91,7 +91,9 @@ def method_facts(method: Method) -> dict[str, Any]:
     deciding = weights_fields("SFTConfig", method.trainer)
     return {
         "batch_size": method.batch_size,
+        # How many questions share a row decides which come in one step.
         "packing": method.packing.value,
+        "max_questions_per_row": method.max_questions_per_row if method.packing is Packing.image else 1,
         "max_row_tokens": method.max_row_tokens,
         "trainer": {key: value for key, value in method.trainer.items() if key in deciding},
         "peft": method.peft,

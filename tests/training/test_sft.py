@@ -95,7 +95,8 @@ def test_the_validation_loss_does_not_depend_on_batching(config: Callable[..., C
         chosen = config("method=full", f"method.trainer.per_device_eval_batch_size={size}")
         model, encoder, rows = parts(chosen)
         trainer = sft.VqaTrainer(
-            encoder=encoder, rows=rows, validation=rows[:16], model=model,
+            encoder=encoder, validation=rows[:16], model=model,
+            epochs=sft.plan(chosen.method, decisions(chosen), rows, encoder, 0, model.config.model_type),
             args=sft.arguments(chosen.method, decisions(chosen), tmp_path, 0, debug=False),
         )  # fmt: skip
         model.train()

@@ -9,6 +9,7 @@ import torch
 
 from vlmft.chat import images
 from vlmft.chat.encode import IGNORED, Encoder, Row
+from vlmft.chat.packing import Pack, into_lines, layout
 
 
 def collate(encoder: Encoder, rows: Sequence[Row], padding_side: str) -> dict[str, Any]:
@@ -43,3 +44,30 @@ def collate(encoder: Encoder, rows: Sequence[Row], padding_side: str) -> dict[st
             decoded = [images.load(picture) for picture in pictures]
             batch.update(encoder.processor.image_processor(images=decoded, return_tensors="pt"))
     return batch
+
+
+def collate_packs(encoder: Encoder, packs: Sequence[Pack]) -> dict[str, Any]:
+    """A batch of packs to train on, padded on the right: `collate`'s, with `layout` where rows share their pictures.
+
+    `layout` (see `packing.layout`) says what `packing.attention_mask` and `packing.position_ids` are made from.
+    """
+    if all(len(pack.rows) == 1 for pack in packs):
+        return collate(encoder, [pack.rows[0] for pack in packs], padding_side="right")
+    lines = into_lines(packs)
+    batch = collate(encoder, [_joined(line) for line in lines], padding_side="right")
+    batch["layout"] = layout(lines, batch["input_ids"].shape[1])
+    return batch
+
+
+def _joined(packs: Sequence[Pack]) -> Row:
+    """Packs of one line as one row: each prefix once, then what follows it in every row of the pack."""
+    ids: list[int] = []
+    labels: list[int] = []
+    for pack in packs:
+        ids += pack.rows[0].input_ids[: pack.prefix]
+        labels += [IGNORED] * pack.prefix
+        for row in pack.rows:
+            ids += row.input_ids[pack.prefix :]
+            labels += row.labels[pack.prefix :]
+    pictures = tuple(picture for pack in packs for picture in pack.rows[0].images)
+    return Row("", ids, labels if packs[0].rows[0].labels else [], pictures)

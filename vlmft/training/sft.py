@@ -20,13 +20,15 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 
-from vlmft.chat.collate import collate
+from vlmft.chat.collate import collate_packs
 from vlmft.chat.encode import Encoder, Row
+from vlmft.chat.packing import PROVEN, Pack, attention_mask, position_ids
 from vlmft.hardware import Decisions
 from vlmft.models.adapters import lora_config
-from vlmft.schema import Config, Method
+from vlmft.schema import Config, Method, Packing
 from vlmft.training import checkpoints
 from vlmft.training.callbacks import Moved
+from vlmft.training.epochs import Epochs, InOrder
 
 logger = logging.getLogger(__name__)
 
@@ -38,25 +40,29 @@ class NonFinite(Exception):
 class VqaTrainer(SFTTrainer):
     """SFTTrainer that knows which questions are in a step, saves checkpoints whole, and averages by token."""
 
-    def __init__(self, *, encoder: Encoder, rows: Sequence[Row], validation: Sequence[Row], **kwargs: Any) -> None:
+    def __init__(self, *, encoder: Encoder, epochs: Epochs, validation: Sequence[Row], **kwargs: Any) -> None:
         self._questions: list[str] = []  # of the optimiser step under way
         self.earlier_seconds = 0.0  # spent by attempts before this one, up to the checkpoint it resumes from
         self._started = time.monotonic()
 
-        def batch(items: list[dict[str, Any]]) -> dict[str, Any]:
-            chosen = [(validation if item["validation"] else rows)[item["row"]] for item in items]
-            return collate(encoder, chosen, padding_side="right") | {"questions": [row.question for row in chosen]}
+        def batch(items: list[Any]) -> dict[str, Any]:
+            if isinstance(items[0], list):
+                (packs,) = items
+            else:
+                packs = [Pack((validation[item["row"]],)) for item in items]
+            return collate_packs(encoder, packs) | {"questions": [row.question for pack in packs for row in pack.rows]}
 
         text = kwargs["model"].config.get_text_config()
         if kwargs["args"].router_aux_loss_coef and not hasattr(text, "num_experts"):
             text.num_experts = text.num_local_experts  # TRL asks for the first name, GLM-4.5V has the second
         super().__init__(
             data_collator=batch,
-            train_dataset=_numbers(len(rows), validation=False),
-            eval_dataset=_numbers(len(validation), validation=True) if validation else None,
+            train_dataset=_numbers(len(epochs)),  # TRL takes its own kind only; the plan takes its place below
+            eval_dataset=_numbers(len(validation)) if validation else None,
             processing_class=encoder.processor,
             **kwargs,
         )
+        self.train_dataset: Any = epochs
         # GLM-4V and Qwen3-VL say they take no token count, so the Trainer would average over micro-batches, whatever
         # their number of answer tokens; TRL's loss does take it. With it, a step is the same however it is cut up.
         self.model_accepts_loss_kwargs = True
@@ -76,6 +82,26 @@ class VqaTrainer(SFTTrainer):
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
             self._load_best_model()
         self._started = time.monotonic()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return InOrder(self.train_dataset, lambda: self.state.global_step)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss, of packed rows too."""
+        layout = inputs.pop("layout", None)
+        if layout is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        before: int = self._total_train_tokens  # type: ignore[has-type]
+        tokens = inputs["attention_mask"].sum()
+        base = self.accelerator.unwrap_model(model)
+        base = base.get_base_model() if isinstance(base, PeftModel) else base
+        inputs["position_ids"] = position_ids(base, inputs, layout)
+        inputs["attention_mask"] = attention_mask(layout)
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if self.model.training:  # TRL counted the cells of the mask
+            self._total_train_tokens = before + self.accelerator.gather_for_metrics(tokens).sum().item()
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return loss
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         self._questions += inputs.pop("questions")
@@ -166,9 +192,9 @@ class VqaTrainer(SFTTrainer):
             )
 
 
-def _numbers(count: int, validation: bool) -> Dataset:
-    """Row numbers: the Trainer shuffles these, and the collator looks the rows up."""
-    return Dataset.from_dict({"row": range(count), "validation": [validation] * count})
+def _numbers(count: int) -> Dataset:
+    """Row numbers, which the collator looks up."""
+    return Dataset.from_dict({"row": range(count)})
 
 
 def arguments(method: Method, decisions: Decisions, run: Path, seed: int, debug: bool, ranks: int = 1) -> SFTConfig:
@@ -184,7 +210,7 @@ def arguments(method: Method, decisions: Decisions, run: Path, seed: int, debug:
     return SFTConfig(
         **settings,
         output_dir=str(run),
-        per_device_train_batch_size=decisions.micro_batch,
+        per_device_train_batch_size=1,  # planned micro-batches
         gradient_accumulation_steps=method.batch_size // (decisions.micro_batch * ranks),
         gradient_checkpointing=decisions.gradient_checkpointing,
         bf16=decisions.bf16,
@@ -198,6 +224,24 @@ def arguments(method: Method, decisions: Decisions, run: Path, seed: int, debug:
         disable_tqdm=True,
         logging_nan_inf_filter=False,
     )
+
+
+def plan(
+    method: Method, decisions: Decisions, rows: Sequence[Row], encoder: Encoder, seed: int, family: str, ranks: int = 1
+) -> Epochs:
+    """The epochs of a run; says how many questions share a sequence, or why none do."""
+    most = method.max_questions_per_row if method.packing is Packing.image else 1
+    if most > 1 and family not in PROVEN:
+        logger.info("packing   none: packed rows are not proven equal to ordinary ones for %s", family)
+        most = 1
+    epochs = Epochs(
+        rows, encoder.image_token_id,
+        batch_size=method.batch_size, micro_batches=method.batch_size // decisions.micro_batch,
+        most=most, max_tokens=method.max_row_tokens, seed=seed,
+    )  # fmt: skip
+    if most > 1:
+        logger.info("packing   %.1f questions share a row and its pictures, on average", epochs.questions_per_pack())
+    return epochs
 
 
 def train(
@@ -217,9 +261,10 @@ def train(
     and RuntimeError where something that should have moved did not.
     """
     checkpoint = checkpoints.newest(run)
+    epochs = plan(config.method, decisions, rows, encoder, config.seed, model.config.model_type)
     trainer = VqaTrainer(
         encoder=encoder,
-        rows=rows,
+        epochs=epochs,
         validation=validation,
         model=model,
         args=arguments(config.method, decisions, run, config.seed, config.debug),
@@ -238,7 +283,7 @@ def train(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     moved.check(trainer.model, trainer.state.global_step)
     save_final(trainer, run, "bfloat16" if decisions.bf16 and config.method.peft is None else None)
-    return summary(trainer, len(rows))
+    return summary(trainer, epochs.questions(trainer.state.global_step))
 
 
 def describe(model: Any) -> str:
@@ -271,17 +316,12 @@ def put_in_place(run: Path) -> None:
     os.replace(run / ".final", run / "final")
 
 
-def summary(trainer: VqaTrainer, rows: int) -> dict[str, Any]:
+def summary(trainer: VqaTrainer, questions: int) -> dict[str, Any]:
     """The `train` part of result.json: steps, questions and seconds over all attempts, and the last logged loss.
 
     A run too short to log one gets the mean of its steps, which is logged at the end.
     """
-    state = trainer.state
-    epochs, fraction = divmod(state.epoch or 0.0, 1.0)
-    per_epoch = math.ceil(rows / trainer.args.per_device_train_batch_size)
-    partial = round(fraction * per_epoch) * trainer.args.per_device_train_batch_size
-    questions = int(epochs) * rows + min(partial, rows)
-    seconds = trainer.seconds()
+    state, seconds = trainer.state, trainer.seconds()
     losses = [entry[key] for key in ("train_loss", "loss") for entry in state.log_history if key in entry]
     return {
         "steps": state.global_step,

@@ -1,0 +1,174 @@
+"""Questions about the same pictures in one sequence: what they have in common once, then each question as a branch.
+
+    tokens    [ prefix with the pictures ][ q1 a1 ][ q2 a2 ] …
+    mask      a branch sees the prefix and itself, never a sibling
+    position  every branch starts where the prefix ends
+
+Each token meets exactly the tokens, at exactly the positions, that it meets in an ordinary row, so loss and gradients
+are those of the ordinary rows. Any sequence of tokens is a pack: an ordinary row is one with a single branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vlmft.chat.encode import IGNORED, Row
+
+if TYPE_CHECKING:
+    import torch
+
+# Families whose packed rows the tests prove equal to ordinary ones, by `config.model_type`.
+PROVEN = ("glm4v", "glm4v_moe", "qwen3_vl")
+_PADDING = 1.05  # padded over real tokens, that is little enough
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Rows about the same pictures, whose first `prefix` tokens are the same; 0 for a row by itself."""
+
+    rows: tuple[Row, ...]
+    prefix: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.prefix + sum(len(row.input_ids) - self.prefix for row in self.rows)
+
+
+def groups(rows: Sequence[Row], image_token_id: int | None) -> list[tuple[list[int], int]]:
+    """The positions of rows that can share a sequence, with the length of their prefix (0 where a row stays alone).
+
+    The prefix holds every picture and no label, and ends before the last unlabelled token of each row: what predicts a
+    row's first answer token is the row's own.
+    """
+    together: dict[Any, list[int]] = {}
+    for number, row in enumerate(rows):
+        end = _after_images(row, image_token_id)
+        # One token after the pictures must be left for the branch to begin with.
+        shared = 0 < end < _first_label(row)
+        together.setdefault((row.images, tuple(row.input_ids[:end])) if shared else number, []).append(number)
+    found = []
+    for numbers in together.values():
+        alone = len(numbers) == 1
+        found.append((numbers, 0 if alone else common_prefix([rows[number] for number in numbers])))
+    return found
+
+
+def common_prefix(rows: Sequence[Row]) -> int:
+    """How many tokens the rows have in common, within what a prefix may hold."""
+    lowest, highest = min(row.input_ids for row in rows), max(row.input_ids for row in rows)
+    # Of the first and the last in order, every other row has what the two have in common.
+    shared = next((n for n, pair in enumerate(zip(lowest, highest, strict=False)) if pair[0] != pair[1]), len(lowest))
+    return min(shared, *(_first_label(row) - 1 for row in rows))
+
+
+def _after_images(row: Row, image_token_id: int | None) -> int:
+    """The position after the last image token; 0 where there is none."""
+    if not row.images or image_token_id is None:
+        return 0
+    return len(row.input_ids) - row.input_ids[::-1].index(image_token_id)
+
+
+def _first_label(row: Row) -> int:
+    """The position of the first labelled token; of the end, where the row is a prompt."""
+    return next((n for n, label in enumerate(row.labels) if label != IGNORED), len(row.input_ids))
+
+
+def into_lines(packs: Sequence[Pack]) -> list[list[Pack]]:
+    """Packs put behind each other in lines of about equal length, so that little padding is left.
+
+    As many lines as that allows: attention's cost grows with the square of a line's length.
+    Packs of a line do not see each other.
+    """
+    total, longest = sum(pack.tokens for pack in packs), max(pack.tokens for pack in packs)
+    best, least = [list(packs)], float("inf")
+    for count in range(-(-total // longest), total // (2 * longest), -1):
+        lines = _balanced(packs, count)
+        padded = len(lines) * max(map(_tokens, lines)) / total
+        if padded < least:
+            best, least = lines, padded
+        if padded <= _PADDING:
+            break
+    return best
+
+
+def _balanced(packs: Sequence[Pack], count: int) -> list[list[Pack]]:
+    """The packs in `count` lines, each put in the shortest one so far, the longest packs first."""
+    lines: list[list[Pack]] = [[] for _ in range(count)]
+    for pack in sorted(packs, key=lambda pack: -pack.tokens):
+        min(lines, key=_tokens).append(pack)
+    return [line for line in lines if line]
+
+
+def _tokens(line: Sequence[Pack]) -> int:
+    return sum(pack.tokens for pack in line)
+
+
+def layout(lines: Sequence[Sequence[Pack]], width: int) -> Any:
+    """Where each token of padded lines belongs: int64 of shape (5, B, width).
+
+    0: number of its pack in the line, -1 for padding on the right. 1: 0 in a prefix, else the number of its branch
+    from 1. 2, 3, 4: the places in the line at which its branch (or prefix) starts, the first branch of its pack (in a
+    prefix: the prefix), and its pack.
+    """
+    import torch
+
+    out = torch.zeros(5, len(lines), width, dtype=torch.int64)
+    out[0] = -1
+    out[2:] = torch.arange(width)  # padding is measured from itself
+    for line, packs in enumerate(lines):
+        start = 0
+        for number, pack in enumerate(packs):
+            first = start + pack.prefix
+            out[:, line, start:first] = torch.tensor([[number], [0], [start], [start], [start]])
+            here = first
+            for branch, row in enumerate(pack.rows, 1):
+                end = here + len(row.input_ids) - pack.prefix
+                out[:, line, here:end] = torch.tensor([[number], [branch], [here], [first], [start]])
+                here = end
+            start = here
+    return out
+
+
+def attention_mask(layout: torch.Tensor) -> torch.Tensor:
+    """Which keys each query sees: bool of shape (B, 1, T, T). Padding sees padding, since nothing at all is NaN."""
+    import torch
+
+    pack, branch = layout[0], layout[1]
+    same_pack = pack[:, :, None] == pack[:, None, :]
+    sees = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
+    causal = torch.ones(pack.shape[1], pack.shape[1], dtype=torch.bool, device=pack.device).tril()
+    return (same_pack & sees & causal)[:, None]
+
+
+def position_ids(model: Any, batch: dict[str, Any], layout: torch.Tensor) -> torch.Tensor:
+    """The position every token has in its ordinary row: (3, B, T) for M-RoPE, else (B, T), int64.
+
+    The model's own rule numbers the line from end to end; text goes on by ones, so that differences within a branch
+    are right, and each branch is moved to where its prefix ends, and each pack to zero.
+    """
+    import torch
+
+    width = layout.shape[-1]
+    rope = find_rope_index(model)
+    if rope is None or "image_grid_thw" not in batch:
+        numbered = torch.arange(width, device=layout.device).expand(layout.shape[1:])
+    else:
+        numbered, _ = rope(
+            batch["input_ids"],
+            mm_token_type_ids=batch["mm_token_type_ids"],
+            image_grid_thw=batch["image_grid_thw"],
+            attention_mask=(layout[0] >= 0).long(),
+        )
+    start, first, pack = (index.expand(numbered.shape) for index in layout[2:])
+    moved: torch.Tensor = numbered - numbered.gather(-1, start) + numbered.gather(-1, first) - numbered.gather(-1, pack)
+    return moved
+
+
+def find_rope_index(model: Any) -> Any:
+    """The model's own rule for M-RoPE positions (`get_rope_index`), or None where it has none."""
+    for module in (model, getattr(model, "model", None)):
+        if rule := getattr(module, "get_rope_index", None):
+            return rule
+    return None

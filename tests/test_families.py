@@ -17,7 +17,7 @@ from vlmft.chat.encode import IGNORED, Encoder, Row
 from vlmft.data.load import load
 from vlmft.data.question import Question, Turn
 from vlmft.data.training_split import training_questions
-from vlmft.evaluation.generate import generate
+from vlmft.evaluation.generate import _answers, generate
 from vlmft.hardware import decide
 from vlmft.models.adapters import is_adapter, load_adapter
 from vlmft.models.load import freeze, load_model, load_processor, part_of
@@ -124,8 +124,13 @@ def train(config: Config, run: Path) -> tuple[Any, Encoder, dict[str, int]]:
 def greedy(model: Any, encoder: Encoder, config: Config) -> list[str]:
     questions = load(config.dataset, "test", limit=12).questions
     model.eval()
-    replies = generate(model, encoder, [encoder.prompt_row(q) for q in questions], Generation(max_new_tokens=12))
-    return [reply["raw"] for reply in replies]
+    rows = [encoder.prompt_row(question) for question in questions]
+    settings = Generation(max_new_tokens=12)
+    plain = [reply["raw"] for reply in generate(model, encoder, rows, settings)]
+    shared = {n: reply["raw"] for numbers, replies in _answers(model, encoder, rows, settings)
+              for n, reply in zip(numbers, replies, strict=True)}  # fmt: skip
+    assert [shared[n] for n in range(len(rows))] == plain, "sharing the pictures changes no text"
+    return plain
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

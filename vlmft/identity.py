@@ -103,7 +103,7 @@ def method_facts(method: Method) -> dict[str, Any]:
 
 def generation_hash(weights: str, spec: QuestionSet, config: Eval) -> str:
     """Hash of what decides the predictions on one set: the weights (a run's name), the set's rows, how it generates."""
-    settings = {key: value for key, value in vars(config.generation).items() if key != "batch_size"}
+    settings = {key: value for key, value in vars(config.generation).items() if key not in ("batch_size", "packing")}
     rows = [load.fingerprint(spec, "test"), spec.language, spec.bad_rows.value, spec.max_test_rows, config.max_rows]
     return digest([weights, rows, settings])
 

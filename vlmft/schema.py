@@ -136,7 +136,8 @@ class Generation:
     do_sample: bool = False
     temperature: Optional[float] = None
     top_p: Optional[float] = None
-    batch_size: int = 16
+    batch_size: int = 32  # questions answered together
+    packing: Packing = Packing.image  # questions about the same pictures share them (greedy decoding only)
 
 
 @dataclass

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmft.chat.collate import collate, collate_packs
+from vlmft.chat.collate import collate, collate_packs, for_model
 from vlmft.chat.encode import IGNORED, Encoder, Row
 from vlmft.chat.packing import PROVEN, Pack, attention_mask, groups, into_lines, layout, position_ids
 from vlmft.data.question import Question, Turn
@@ -68,8 +68,9 @@ def packs_of(encoder: Encoder, rows: list[Row]) -> list[Pack]:
     ]
 
 
-def forward(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+def forward(model: Any, encoder: Encoder, batch: dict[str, Any]) -> torch.Tensor:
     """The logits (B, T, vocabulary) of a batch, packed or not."""
+    batch = for_model(encoder, batch, "cpu", torch.float32)
     given = {key: value for key, value in batch.items() if key not in ("labels", "layout")}
     if "layout" in batch:
         given["position_ids"] = position_ids(model, batch, batch["layout"])
@@ -107,13 +108,13 @@ def test_a_packed_row_is_the_rows_it_stands_for(seed: int, parts: tuple[Any, Enc
     lines = into_lines(packs)
     model.zero_grad()
     ordinary = collate(encoder, rows, padding_side="right")
-    apart = forward(model, ordinary)
+    apart = forward(model, encoder, ordinary)
     wanted = loss(apart, ordinary["labels"])
     wanted.backward()
     gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
     model.zero_grad()
     batch = collate_packs(encoder, packs)
-    together = forward(model, batch)
+    together = forward(model, encoder, batch)
     got = loss(together, batch["labels"])
     got.backward()
     if "layout" in batch:
@@ -138,12 +139,12 @@ def test_one_branch_never_sees_another(parts: tuple[Any, Encoder], pictures: lis
     (pack,) = packs_of(encoder, rows)
     assert len(pack.rows) == 3 and pack.prefix > rows[0].input_ids.index(encoder.image_token_id)
     batch = collate_packs(encoder, [pack, Pack((rows[0],))])
-    before = forward(model, batch).detach()
+    before = forward(model, encoder, batch).detach()
     places = {number: spots for number, (_, _, spots) in enumerate(where(into_lines([pack, Pack((rows[0],))])))}
     for changed in range(3):
         own = places[changed][pack.prefix :]
         batch["input_ids"][0, own[1:]] = (batch["input_ids"][0, own[1:]] + 1) % 600 + 30
-        after = forward(model, batch).detach()
+        after = forward(model, encoder, batch).detach()
         different = (after - before).abs().amax(-1) > 1e-5  # a changed token may share an expert, and so a rounding
         assert set(different[0].nonzero()[:, 0].tolist()) <= set(own), "nor does the prefix, nor another pack"
         assert different[0, own].any() and not different[1:].any()

@@ -14,8 +14,9 @@ from vlmft.data.question import Question
 from vlmft.evaluation import generate as module
 from vlmft.evaluation.generate import generate, predict
 from vlmft.evaluation.predictions import generation_of
+from vlmft.evaluation.shared_prefix import greedy
 from vlmft.models.load import load_model, load_processor
-from vlmft.schema import Config, Generation, Model
+from vlmft.schema import Config, Generation, Model, Packing
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +39,12 @@ def answer(
     return predict(model, encoder, asked, rows, chosen, file, generation, lambda done: None)
 
 
+@pytest.mark.parametrize("packing", Packing)
 def test_batches_of_any_size_give_the_same_text(
-    parts: tuple[Any, Encoder], asked: list[Question], tmp_path: Path
+    packing: Packing, parts: tuple[Any, Encoder], asked: list[Question], tmp_path: Path
 ) -> None:
-    together = answer(parts, asked, tmp_path / "a", batch_size=16)
-    alone = answer(parts, asked, tmp_path / "b", batch_size=1)
+    together = answer(parts, asked, tmp_path / "a", batch_size=16, packing=packing)
+    alone = answer(parts, asked, tmp_path / "b", batch_size=1, packing=Packing.none)
     assert [(r["id"], r["raw"]) for r in together] == [(r["id"], r["raw"]) for r in alone]
     assert [r["id"] for r in together] == [question.id for question in asked], "in the order of the questions"
 
@@ -56,13 +58,13 @@ def test_a_killed_evaluation_goes_on_and_others_predictions_are_kept(
     answered: list[int] = []
     stop_after = 9
 
-    def counted(model: Any, encoder: Any, rows: Any, settings: Any) -> Any:
+    def counted(model: Any, encoder: Any, packs: Any, limit: int) -> Any:
         if sum(answered) >= stop_after:
             raise KeyboardInterrupt
-        answered.append(len(rows))
-        return generate(model, encoder, rows, settings)
+        answered.append(sum(len(pack.rows) for pack in packs))
+        return greedy(model, encoder, packs, limit)
 
-    monkeypatch.setattr(module, "generate", counted)
+    monkeypatch.setattr(module.shared_prefix, "greedy", counted)
     with pytest.raises(KeyboardInterrupt):
         answer(parts, asked, file, generation="other", batch_size=3)
     assert file.read_text() == text, "what is whole stays until the new predictions are"

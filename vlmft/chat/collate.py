@@ -9,16 +9,17 @@ import torch
 
 from vlmft.chat import images
 from vlmft.chat.encode import IGNORED, Encoder, Row
+from vlmft.chat.image_cache import normalized
 from vlmft.chat.packing import Pack, into_lines, layout
 
 
 def collate(encoder: Encoder, rows: Sequence[Row], padding_side: str) -> dict[str, Any]:
     """A batch of B rows padded to the longest, T tokens.
 
-    Returns `input_ids`, `attention_mask` and (for training rows) `labels`, int64 of shape (B, T); what the image
-    processor gives for all pictures of the batch in order (`pixel_values`, float32, and e.g. `image_grid_thw`); and
-    `mm_token_type_ids` (B, T), 1 at image tokens, where the model takes them. Pad on the right to train, on the left
-    to generate.
+    Returns `input_ids`, `attention_mask` and (for training rows) `labels`, int64 of shape (B, T); for all pictures of
+    the batch in order, `pixel_values` (uint8 patches, which `for_model` normalises, or the processor's own float32) and
+    e.g. `image_grid_thw`; and `mm_token_type_ids` (B, T), 1 at image tokens, where the model takes them. Pad on the
+    right to train, on the left to generate.
     """
     longest = max(len(row.input_ids) for row in rows)
     pad = encoder.tokenizer.pad_token_id
@@ -40,23 +41,35 @@ def collate(encoder: Encoder, rows: Sequence[Row], padding_side: str) -> dict[st
         if "mm_token_type_ids" in encoder.processor.model_input_names:
             is_image = batch["input_ids"] == encoder.image_token_id
             batch["mm_token_type_ids"] = is_image.long() * batch["attention_mask"]
-        if pictures:
+        if pictures and encoder.image_cache.cacheable:
+            batch.update(encoder.image_cache.batch(pictures))
+        elif pictures:
             decoded = [images.load(picture) for picture in pictures]
             batch.update(encoder.processor.image_processor(images=decoded, return_tensors="pt"))
     return batch
 
 
 def collate_packs(encoder: Encoder, packs: Sequence[Pack]) -> dict[str, Any]:
-    """A batch of packs to train on, padded on the right: `collate`'s, with `layout` where rows share their pictures.
-
-    `layout` (see `packing.layout`) says what `packing.attention_mask` and `packing.position_ids` are made from.
-    """
+    """A batch of packs to train on, padded on the right: `collate`'s, with `layout` where rows share their pictures."""
     if all(len(pack.rows) == 1 for pack in packs):
         return collate(encoder, [pack.rows[0] for pack in packs], padding_side="right")
-    lines = into_lines(packs)
+    return collate_lines(encoder, into_lines(packs))
+
+
+def collate_lines(encoder: Encoder, lines: Sequence[Sequence[Pack]]) -> dict[str, Any]:
+    """A batch of lines of packs, padded on the right: `collate`'s, and their `layout` (see `packing.layout`)."""
     batch = collate(encoder, [_joined(line) for line in lines], padding_side="right")
     batch["layout"] = layout(lines, batch["input_ids"].shape[1])
     return batch
+
+
+def for_model(encoder: Encoder, batch: dict[str, Any], device: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """The batch on `device`, with `pixel_values` in `dtype` as the image processor would have given them."""
+    batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+    pixels = batch.get("pixel_values")
+    if pixels is not None and pixels.dtype == torch.uint8:
+        pixels = normalized(pixels, encoder.processor.image_processor)
+    return batch | ({} if pixels is None else {"pixel_values": pixels.to(dtype)})
 
 
 def _joined(packs: Sequence[Pack]) -> Row:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from vlmft.chat import images
+from vlmft.chat.image_cache import ImageCache
 from vlmft.chat.prompts import messages, target
 from vlmft.data.question import Question
 from vlmft.errors import DataError
@@ -66,6 +68,11 @@ class Encoder:
         # Some templates begin the answer with <think> themselves; a reply then holds only the closing tag.
         asked = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
         self.think_prefilled = self._render(asked, generate=True).rstrip().endswith("<think>")
+
+    @cached_property
+    def image_cache(self) -> ImageCache:
+        """Where this processor's pictures are kept."""
+        return ImageCache(getattr(self.processor, "image_processor", None))
 
     def train_rows(self, question: Question) -> list[Row]:
         """One row with every answer trained; where the template rewrites history (drops thoughts), one row each."""

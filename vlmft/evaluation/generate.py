@@ -1,4 +1,4 @@
-"""Questions → predictions: batched generation with the model's stock `generate`, one record per question on disk."""
+"""Questions → predictions: batches that share their pictures, or stock `generate`; one record per question on disk."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
-from vlmft.chat.collate import collate
+from vlmft.chat.collate import collate, for_model
 from vlmft.chat.encode import Encoder, Row
+from vlmft.chat.packing import Pack, groups
 from vlmft.data.question import Question
+from vlmft.evaluation import shared_prefix
 from vlmft.evaluation.predictions import (
     as_line,
     partial_file,
@@ -19,7 +21,7 @@ from vlmft.evaluation.predictions import (
     record,
     write_predictions,
 )
-from vlmft.schema import AnswerStyle, Generation
+from vlmft.schema import AnswerStyle, Generation, Packing
 
 # A model that ends its answer pays nothing for a high limit; one that rambles is cut here, and counted as unparsed.
 _AUTO_NEW_TOKENS = {
@@ -49,12 +51,10 @@ def predict(
     done = {r["id"]: r for r in kept}
     on_progress(len(done))
     todo = [pair for pair in zip(questions, rows, strict=True) if pair[0].id not in done]
-    todo.sort(key=lambda pair: -len(pair[1].input_ids))  # like lengths together; the largest first shows memory trouble
     with open(partial, "a", encoding="utf-8") as out:
-        for start in range(0, len(todo), settings.batch_size):
-            batch = todo[start : start + settings.batch_size]
-            replies = generate(model, encoder, [row for _, row in batch], settings)
-            for (question, _), reply in zip(batch, replies, strict=True):
+        for numbers, replies in _answers(model, encoder, [row for _, row in todo], settings):
+            for number, reply in zip(numbers, replies, strict=True):
+                question = todo[number][0]
                 done[question.id] = record(question, generation=generation, **reply)
                 out.write(as_line(done[question.id]))
             out.flush()
@@ -65,31 +65,70 @@ def predict(
     return ordered
 
 
+def _answers(
+    model: Any, encoder: Encoder, rows: Sequence[Row], settings: Generation
+) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
+    """Row numbers with their replies, batch by batch.
+
+    Prompts about the same pictures share them, where the model and the settings allow that.
+    """
+    if settings.packing is Packing.none or settings.do_sample or not shared_prefix.usable(model):
+        for batch in _batches(rows, [([number], 0) for number in range(len(rows))], settings.batch_size):
+            numbers = [number for part, _ in batch for number in part]
+            yield numbers, list(generate(model, encoder, [rows[number] for number in numbers], settings))
+        return
+    for batch in _batches(rows, groups(rows, encoder.image_token_id), settings.batch_size):
+        packs = [Pack(tuple(rows[number] for number in part), prefix) for part, prefix in batch]
+        said = shared_prefix.greedy(model, encoder, packs, _limit(encoder, settings))
+        yield [number for part, _ in batch for number in part], [_reply(encoder, ids) for ids in said]
+
+
+def _batches(
+    rows: Sequence[Row], together: list[tuple[list[int], int]], size: int
+) -> Iterator[list[tuple[list[int], int]]]:
+    """Groups of row numbers in batches of at most `size` rows; like lengths together, the largest first."""
+    parts = [(part[n : n + size], prefix) for part, prefix in together for n in range(0, len(part), size)]
+    parts.sort(key=lambda part: -max(len(rows[number].input_ids) for number in part[0]))
+    batch: list[tuple[list[int], int]] = []
+    held = 0
+    for part in parts:
+        if held + len(part[0]) > size:
+            yield batch
+            batch, held = [], 0
+        batch.append(part)
+        held += len(part[0])
+    if batch:
+        yield batch
+
+
 def generate(model: Any, encoder: Encoder, rows: Sequence[Row], settings: Generation) -> Iterator[dict[str, Any]]:
     """The reply to each prompt: `raw` text without its stop token, `tokens`, `finish_reason` stop or length."""
-    limit = settings.max_new_tokens
-    if limit == "auto":
-        limit = _AUTO_NEW_TOKENS[encoder.style]
-    batch = collate(encoder, rows, padding_side="left")
-    batch = {key: value.to(model.device) for key, value in batch.items()}
-    if "pixel_values" in batch:
-        batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+    batch = for_model(encoder, collate(encoder, rows, padding_side="left"), model.device, model.dtype)
     sampling = {"temperature": settings.temperature, "top_p": settings.top_p} if settings.do_sample else {}
     with torch.inference_mode():
         output = model.generate(
             **batch,
-            max_new_tokens=limit,
+            max_new_tokens=_limit(encoder, settings),
             do_sample=settings.do_sample,
             eos_token_id=encoder.stop_ids,
             pad_token_id=encoder.tokenizer.pad_token_id,
             **sampling,
         )
     for ids in output[:, batch["input_ids"].shape[1] :].tolist():
-        stop = next((position for position, token in enumerate(ids) if token in encoder.stop_ids), None)
-        said = ids if stop is None else ids[:stop]
-        yield {
-            "raw": encoder.tokenizer.decode(said, skip_special_tokens=False),
-            "tokens": len(said),
-            "finish_reason": "length" if stop is None else "stop",
-            "think_prefilled": encoder.think_prefilled,
-        }
+        yield _reply(encoder, ids)
+
+
+def _limit(encoder: Encoder, settings: Generation) -> int:
+    limit = settings.max_new_tokens
+    return _AUTO_NEW_TOKENS[encoder.style] if limit == "auto" else int(limit)
+
+
+def _reply(encoder: Encoder, ids: list[int]) -> dict[str, Any]:
+    stop = next((position for position, token in enumerate(ids) if token in encoder.stop_ids), None)
+    said = ids if stop is None else ids[:stop]
+    return {
+        "raw": encoder.tokenizer.decode(said, skip_special_tokens=False),
+        "tokens": len(said),
+        "finish_reason": "length" if stop is None else "stop",
+        "think_prefilled": encoder.think_prefilled,
+    }

@@ -20,7 +20,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 
-from vlmft.chat.collate import collate_packs
+from vlmft.chat.collate import collate_packs, for_model
 from vlmft.chat.encode import Encoder, Row
 from vlmft.chat.packing import PROVEN, Pack, attention_mask, position_ids
 from vlmft.hardware import Decisions
@@ -41,6 +41,7 @@ class VqaTrainer(SFTTrainer):
     """SFTTrainer that knows which questions are in a step, saves checkpoints whole, and averages by token."""
 
     def __init__(self, *, encoder: Encoder, epochs: Epochs, validation: Sequence[Row], **kwargs: Any) -> None:
+        self.encoder = encoder
         self._questions: list[str] = []  # of the optimiser step under way
         self.earlier_seconds = 0.0  # spent by attempts before this one, up to the checkpoint it resumes from
         self._started = time.monotonic()
@@ -82,6 +83,9 @@ class VqaTrainer(SFTTrainer):
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
             self._load_best_model()
         self._started = time.monotonic()
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return for_model(self.encoder, super()._prepare_inputs(inputs), self.args.device, torch.float32)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return InOrder(self.train_dataset, lambda: self.state.global_step)

@@ -14,7 +14,7 @@ from vlmft.schema import Device, Dtype, Hardware, Method, Model
 # A GPU counts as free below this share of its memory; a desktop's picture takes a few hundred MiB.
 _FREE_BELOW = 0.10
 _CPU_MICRO_BATCH = 16
-_CUDA_MICRO_BATCH = 2
+_CUDA_MICRO_BATCH = 2  # until models/memory.py has looked at the model and the rows
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,18 @@ def micro_batch(batch_size: int, wanted: Any, ranks: int, cuda: bool) -> int:
         legal = [max(1, batch_size // ranks) * ranks, (batch_size // ranks + 1) * ranks]
         raise DataError(f"method.batch_size={batch_size} does not divide over {ranks} ranks; nearest: {legal}")
     per_rank = batch_size // ranks
-    divisors = [n for n in range(1, per_rank + 1) if per_rank % n == 0]
+    possible = divisors(per_rank)
     if wanted == "auto":
         most = _CUDA_MICRO_BATCH if cuda else _CPU_MICRO_BATCH
-        return max(n for n in divisors if n <= most)
-    if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted not in divisors:
+        return max(n for n in possible if n <= most)
+    if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted not in possible:
         raise DataError(
             f"hardware.micro_batch={wanted}: method.batch_size={batch_size} on {ranks} rank(s) can be done in "
-            f"micro-batches of {', '.join(map(str, divisors))}, or auto"
+            f"micro-batches of {', '.join(map(str, possible))}, or auto"
         )
     return wanted
+
+
+def divisors(number: int) -> list[int]:
+    """What divides the number, in order."""
+    return [n for n in range(1, number + 1) if number % n == 0]

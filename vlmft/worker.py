@@ -13,9 +13,10 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
@@ -27,6 +28,9 @@ from vlmft.provenance import decided, write_decided
 from vlmft.schema import Config, Task, read_config
 from vlmft.status import Status
 
+if TYPE_CHECKING:
+    from vlmft.chat.encode import Row
+
 logger = logging.getLogger("vlmft.worker")
 
 
@@ -36,16 +40,14 @@ def train(config: Config, run: Path, status: Status) -> None:
         return
     from vlmft.chat.encode import Encoder, fit
     from vlmft.data.training_split import training_questions
-    from vlmft.models.load import freeze, load_model, load_processor
+    from vlmft.models.load import freeze, load_model, load_processor, stop_ids
     from vlmft.training import checkpoints, sft
     from vlmft.training.callbacks import Progress, Wandb
 
-    decisions = _decisions(config, run)
     status.phase("reading data")
     split = training_questions(config.dataset, config.seed)
     processor = load_processor(config.model)
-    model = load_model(config.model, decisions.load_dtype, config.method.quantization)
-    encoder = Encoder(processor, config.model.answer_style, _stop_ids(model))
+    encoder = Encoder(processor, config.model.answer_style, stop_ids(config.model))
     limit, policy = config.method.max_row_tokens, config.dataset.over_long
     rows = fit(encoder, (row for q in split.train for row in encoder.train_rows(q)), limit, policy)
     held_out = fit(encoder, (row for q in split.validation for row in encoder.train_rows(q)), limit, policy)
@@ -60,6 +62,8 @@ def train(config: Config, run: Path, status: Status) -> None:
         pictures = {image for question in test.questions for image in question.images}
         if shared := len(seen & pictures):
             logger.warning("data      %d of the %d test images of %s are also trained on", shared, len(pictures), name)
+    decisions = _decisions(config, run, rows.rows, encoder.image_token_id)
+    model = load_model(config.model, decisions.load_dtype, config.method.quantization)
     freeze(model, **vars(config.model.freeze))
     if broken := checkpoints.remove_broken(run):
         logger.info("resume    half-written %s removed", ", ".join(broken))
@@ -85,7 +89,7 @@ def evaluate_run(config: Config, run: Path, wanted: Config, status: Status) -> N
         return
     from vlmft.chat.encode import Encoder
     from vlmft.models.adapters import is_adapter, load_adapter
-    from vlmft.models.load import load_model, load_processor
+    from vlmft.models.load import load_model, load_processor, stop_ids
 
     _free_memory()
     status.phase("loading the model")
@@ -103,19 +107,13 @@ def evaluate_run(config: Config, run: Path, wanted: Config, status: Status) -> N
         model.to("cuda")
     model.eval()
     evaluate(
-        run, sets, wanted.eval, model=model, encoder=Encoder(processor, spec.answer_style, _stop_ids(model)),
+        run, sets, wanted.eval, model=model, encoder=Encoder(processor, spec.answer_style, stop_ids(spec)),
         max_row_tokens=config.method.max_row_tokens,
         over_long=config.dataset.over_long, status=status,
     )  # fmt: skip
 
 
-def _stop_ids(model: Any) -> set[int]:
-    """The tokens at which the checkpoint's own generation settings stop."""
-    stop = model.generation_config.eos_token_id
-    return set() if stop is None else {stop} if isinstance(stop, int) else set(stop)
-
-
-def _decisions(config: Config, run: Path) -> Decisions:
+def _decisions(config: Config, run: Path, rows: Sequence[Row], image_token_id: int | None) -> Decisions:
     """The device's choices of the first start; DataError where this machine cannot go on with them.
 
     Until there is a checkpoint nothing depends on them, and a later start may choose again.
@@ -124,6 +122,21 @@ def _decisions(config: Config, run: Path) -> Decisions:
 
     now, first = decide(config.model, config.method, config.hardware), decided(run)
     if first is None or checkpoints.newest(run) is None:
+        if now.device == "cuda":
+            import torch
+
+            from vlmft.models.load import load_config
+            from vlmft.models.memory import fitted
+
+            now = fitted(
+                now, load_config(config.model), config.model, config.method, config.hardware, rows, image_token_id,
+                free_bytes=torch.cuda.mem_get_info()[0],
+            )  # fmt: skip
+        logger.info(
+            "device    %s, %s, micro-batch %d, gradient checkpointing %s",
+            now.device, "bfloat16" if now.bf16 else now.load_dtype, now.micro_batch,
+            "on" if now.gradient_checkpointing else "off",
+        )  # fmt: skip
         write_decided(run, now.as_dict())
         return now
     then = Decisions(**first)

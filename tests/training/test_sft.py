@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from vlmft.chat.encode import Encoder, Row
+from vlmft.chat.packing import Pack
 from vlmft.data.training_split import training_questions
 from vlmft.hardware import Decisions, decide
 from vlmft.models.load import freeze, load_model, load_processor, part_of
@@ -131,6 +132,46 @@ def test_the_micro_batch_does_not_change_the_step(config: Callable[..., Config],
         weights.append({name: parameter.detach() - start[name] for name, parameter in model.named_parameters()})
     for name, moved in weights[0].items():
         assert torch.allclose(moved, weights[1][name], rtol=1e-3, atol=1e-6), name
+
+
+def test_loader_workers_change_nothing(config: Callable[..., Config], tmp_path: Path) -> None:
+    weights = []
+    for workers in (0, 2):
+        chosen = config(
+            "method=full", f"method.trainer.dataloader_num_workers={workers}", "method.trainer.max_steps=12"
+        )
+        model, encoder, rows = parts(chosen)
+        train(chosen, tmp_path / str(workers), model=model, encoder=encoder, rows=rows)
+        weights.append(checksums(model))
+    assert weights[0] == weights[1], "also over the end of an epoch (40 questions are 10 steps)"
+
+
+def test_packed_and_ordinary_rows_train_alike(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same questions in a step, sharing pictures changes the weights by rounding only."""
+    chosen = config(
+        "method=full", "method.trainer.optim=sgd", "method.trainer.learning_rate=0.1", "method.batch_size=8"
+    )
+    weights = []
+    for shared in (True, False):
+        model, encoder, rows = parts(chosen)
+        start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        epochs = sft.plan(chosen.method, decisions(chosen), rows, encoder, 0, model.config.model_type)
+        trainer = sft.VqaTrainer(
+            encoder=encoder, epochs=epochs, validation=[], model=model,
+            args=sft.arguments(chosen.method, decisions(chosen), tmp_path, 0, debug=False),
+        )  # fmt: skip
+        if not shared:
+            monkeypatch.setattr(
+                sft.Epochs, "__getitem__",
+                lambda self, n, of=sft.Epochs.__getitem__: [Pack((row,)) for pack in of(self, n) for row in pack.rows],
+            )  # fmt: skip
+        trainer.train()
+        assert trainer._total_train_tokens > 0
+        weights.append({name: parameter.detach() - start[name] for name, parameter in model.named_parameters()})
+    for name, moved in weights[0].items():
+        assert (moved - weights[1][name]).norm() <= 1e-3 * moved.norm() + 1e-7, name
 
 
 def test_only_the_newest_checkpoints_stay(config: Callable[..., Config], tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ class Encoder:
         self.style = style
         self.image_token = getattr(processor, "image_token", None)
         self.image_token_id = self.tokenizer.convert_tokens_to_ids(self.image_token) if self.image_token else None
+        self._visual_tokens: dict[images.Size, int] = {}
         known = {self.tokenizer.eos_token_id, *stop_ids} - {None}
         self.end_id = self._end_of_turn(known)
         self.stop_ids = sorted(known | {self.end_id})
@@ -98,11 +99,10 @@ class Encoder:
         labels: list[int] = []
         done = 0
         for number in range(len(question.turns) - labelled, len(question.turns)):
-            before = self._render(said[: 2 * number + 1], generate=True)
+            last = number + 1 == len(question.turns)
+            before = whole if last else self._render(said[: 2 * number + 1], generate=True)
             answer = target(question.turns[number], self.style)
-            if not whole.startswith(before) or (
-                number + 1 < len(question.turns) and not whole.startswith(before + answer)
-            ):
+            if not (last or whole.startswith(before + answer)):
                 raise _HistoryRewritten
             between = self._tokens(whole[done : len(before)])
             if done and between[0] in self.stop_ids:  # the token that ended the answer before this one
@@ -143,11 +143,11 @@ class Encoder:
 
     def visual_tokens(self, pictures: Sequence[images.Picture]) -> list[int]:
         """Visual tokens of each picture, from its header."""
-        if not pictures:
-            return []
         sizes = [size or images.size(path) for path, size in pictures]
-        data = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width) for width, height in sizes])
-        return list(data.num_image_tokens)
+        if new := [size for size in dict.fromkeys(sizes) if size not in self._visual_tokens]:
+            data = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width) for width, height in new])
+            self._visual_tokens.update(zip(new, data.num_image_tokens, strict=True))
+        return [self._visual_tokens[size] for size in sizes]
 
     def _render(self, said: list[dict[str, Any]], generate: bool) -> str:
         text: str = self.processor.apply_chat_template(said, tokenize=False, add_generation_prompt=generate)

@@ -58,6 +58,29 @@ def limit_pixels(processor: Any, min_pixels: int | None, max_pixels: int | None)
     image_processor.size = type(image_processor.size)(shortest_edge=low, longest_edge=high)
 
 
+def load_config(model: Model) -> Any:
+    """The checkpoint's transformers config. Raises DataError where it is not found."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            source(model), revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except OSError as error:
+        raise _not_found(model, error) from error
+
+
+def stop_ids(model: Model) -> set[int]:
+    """The tokens at which the checkpoint's own generation settings stop."""
+    from transformers import GenerationConfig
+
+    try:
+        stop = GenerationConfig.from_pretrained(source(model), revision=model.revision).eos_token_id
+    except OSError:  # it has no such settings
+        stop = getattr(load_config(model).get_text_config(), "eos_token_id", None)
+    return set() if stop is None else {stop} if isinstance(stop, int) else set(stop)
+
+
 def load_model(model: Model, dtype: str, quantization: dict[str, Any] | None = None) -> Any:
     """The model in `dtype` ("float32", "bfloat16", …), on the CPU or wherever quantisation puts it.
 
@@ -65,12 +88,12 @@ def load_model(model: Model, dtype: str, quantization: dict[str, Any] | None = N
     would be random without a word.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     common: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    config = load_config(model)
     try:
-        config = AutoConfig.from_pretrained(source(model), **common)
         reads_images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         loader = AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
         if hasattr(getattr(config, "vision_config", None), "temporal_patch_size"):

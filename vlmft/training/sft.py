@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,27 @@ from vlmft.training.epochs import Epochs, InOrder
 
 logger = logging.getLogger(__name__)
 
+_WORKERS = 4  # processes that make batches while a GPU computes; on a CPU they would only take its cores
+
 
 class NonFinite(Exception):
     """A loss or gradient that is not a number: training cannot go on, and the weights have not been touched by it."""
+
+
+@dataclass
+class _Collator:
+    """Makes batches of planned micro-batches, and of validation rows by number."""
+
+    encoder: Encoder
+    validation: Sequence[Row]
+
+    def __call__(self, items: list[Any]) -> dict[str, Any]:
+        if isinstance(items[0], list):
+            (packs,) = items
+        else:
+            packs = [Pack((self.validation[item["row"]],)) for item in items]
+        names = [row.question for pack in packs for row in pack.rows]
+        return collate_packs(self.encoder, packs) | {"questions": names}
 
 
 class VqaTrainer(SFTTrainer):
@@ -46,18 +65,11 @@ class VqaTrainer(SFTTrainer):
         self.earlier_seconds = 0.0  # spent by attempts before this one, up to the checkpoint it resumes from
         self._started = time.monotonic()
 
-        def batch(items: list[Any]) -> dict[str, Any]:
-            if isinstance(items[0], list):
-                (packs,) = items
-            else:
-                packs = [Pack((validation[item["row"]],)) for item in items]
-            return collate_packs(encoder, packs) | {"questions": [row.question for pack in packs for row in pack.rows]}
-
         text = kwargs["model"].config.get_text_config()
         if kwargs["args"].router_aux_loss_coef and not hasattr(text, "num_experts"):
             text.num_experts = text.num_local_experts  # TRL asks for the first name, GLM-4.5V has the second
         super().__init__(
-            data_collator=batch,
+            data_collator=_Collator(encoder, validation),
             train_dataset=_numbers(len(epochs)),  # TRL takes its own kind only; the plan takes its place below
             eval_dataset=_numbers(len(validation)) if validation else None,
             processing_class=encoder.processor,
@@ -206,6 +218,8 @@ def arguments(method: Method, decisions: Decisions, run: Path, seed: int, debug:
     settings: dict[str, Any] = dict(method.trainer)
     settings.pop("gradient_checkpointing", None)
     settings.setdefault("per_device_eval_batch_size", decisions.micro_batch)
+    if decisions.device == "cuda" and settings.setdefault("dataloader_num_workers", _WORKERS):
+        settings.setdefault("dataloader_persistent_workers", True)
     # TRL takes the model's own: a mean over micro-batches, with which a step would depend on how it is cut up.
     settings.setdefault("router_aux_loss_coef", 0.0)
     if debug:

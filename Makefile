@@ -14,7 +14,7 @@ TEST := .venv/.stamp-test
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow bench lint format clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +28,10 @@ test: lint  ## install, lint, and run the quick tests
 # pytest ends with 5 where no test is marked slow.
 test-slow: $(TEST)  ## install, and run the tests that train tiny models
 	$(PY) -m pytest -m slow || [ $$? -eq 5 ]
+
+bench: $(TEST)  ## measure the speed claims of the README against their opponents
+	$(PY) benchmarks/packing.py
+	$(PY) benchmarks/evaluation.py
 
 lint: $(TEST)  ## check style (ruff) and types (mypy)
 	$(PY) -m ruff check .

@@ -35,7 +35,7 @@ from vlmft.evaluation.generate import _answers
 from vlmft.models.load import load_model, load_processor
 from vlmft.schema import Generation, Packing
 from vlmft.training.epochs import Epochs
-from vlmft.training.sft import VqaTrainer
+from vlmft.training.trainer import VqaTrainer
 
 TRAINING_STEPS, NEW_TOKENS = 60, 32
 
@@ -57,6 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="glm41v", help="glm41v, glm45v or qwen3vl (twins)")
     parser.add_argument("--images", type=int, default=6)
+    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16 (where a few texts may differ)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options = parser.parse_args()
@@ -66,10 +67,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder)
         spec = sets.tiny(options.model, cache, 512 * 512)
-        model = load_model(spec, "float32")
+        model = load_model(spec, "float32")  # trained in float32, whatever it answers in
         encoder = Encoder(load_processor(spec), spec.answer_style, model.generation_config.eos_token_id)
         questions = sets.slake_shaped(cache / "pictures", options.images)
-        model = trained(model, encoder, questions, folder)
+        model = trained(model, encoder, questions, folder).to(getattr(torch, options.dtype))
         rows = [encoder.prompt_row(question) for question in questions]
 
         def answer(size: int, packing: Packing) -> list[str]:

@@ -37,8 +37,9 @@ from vlmft.chat.encode import IGNORED, Encoder, Row
 from vlmft.chat.packing import Pack, attention_mask, groups, position_ids
 from vlmft.data.question import Question
 from vlmft.models.load import load_model, load_processor
+from vlmft.schema import Method
 from vlmft.training.epochs import Epochs
-from vlmft.training.sft import VqaTrainer
+from vlmft.training.trainer import VqaTrainer
 
 BATCH, WARM = 16, 1
 
@@ -104,7 +105,7 @@ def measure(questions: Sequence[Question], spec: Any, model: Any, encoder: Encod
         "trl": lambda *a, **k: stock(a[0], encoder, questions, *a[1:], **k),
         "none": lambda *a, **k: ours(a[0], encoder, rows, 1, *a[1:], **k),
     }
-    for most in options.most:
+    for most in sorted({16, 8, Method().max_questions_per_row}, reverse=True):
         ways[f"packed{most}"] = lambda *a, most=most, **k: ours(a[0], encoder, rows, most, *a[1:], **k)
 
     def now() -> float:
@@ -137,11 +138,11 @@ def measure(questions: Sequence[Question], spec: Any, model: Any, encoder: Encod
                     trainer.model.unload()
                 del trainer
     median = {name: statistics.median(values) for name, values in speeds.items()}
-    first, default = (f"packed{most}" for most in options.most[:2])
+    default = f"packed{Method().max_questions_per_row}"
     return {
         "questions_per_second": median,
         "spread": {name: [min(values), max(values)] for name, values in speeds.items()},
-        "train_ratio": median[first] / median["trl"],
+        "train_ratio": median["packed16"] / median["trl"],
         "train_ratio_default": median[default] / median["trl"],
         "unpacked_ratio": median["none"] / median["trl"],
     } | ({"peak_gb": peaks} if cuda else {})

@@ -17,6 +17,8 @@ from vlmft.models.load import freeze, load_model, load_processor, part_of
 from vlmft.schema import Config
 from vlmft.training import sft
 from vlmft.training.callbacks import Moved, checksums
+from vlmft.training.epochs import Epochs
+from vlmft.training.trainer import NonFinite, VqaTrainer
 
 QUICK = ("method.trainer.max_steps=3", "method.trainer.learning_rate=1e-3", "method.trainer.warmup_steps=0",
          "method.batch_size=4", "dataset.max_rows=40", "hardware=cpu")  # fmt: skip
@@ -95,7 +97,7 @@ def test_the_validation_loss_does_not_depend_on_batching(config: Callable[..., C
     for size in (1, 3, 16):
         chosen = config("method=full", f"method.trainer.per_device_eval_batch_size={size}")
         model, encoder, rows = parts(chosen)
-        trainer = sft.VqaTrainer(
+        trainer = VqaTrainer(
             encoder=encoder, validation=rows[:16], model=model,
             epochs=sft.plan(chosen.method, decisions(chosen), rows, encoder, 0, model.config.model_type),
             args=sft.arguments(chosen.method, decisions(chosen), tmp_path, 0, debug=False),
@@ -112,7 +114,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(
     chosen = config("method=full", "method.trainer.learning_rate=1e30", "method.trainer.max_grad_norm=0",
                     "method.trainer.max_steps=6", "method.trainer.save_steps=1")  # fmt: skip
     model, encoder, rows = parts(chosen)
-    with pytest.raises(sft.NonFinite, match=r"(loss|gradient norm) is (nan|inf).*at step \d+, questions .*_\d"):
+    with pytest.raises(NonFinite, match=r"(loss|gradient norm) is (nan|inf).*at step \d+, questions .*_\d"):
         train(chosen, tmp_path, model=model, encoder=encoder, rows=rows)
     assert not (tmp_path / "final").exists()
     assert sft.checkpoints.newest(tmp_path) is not None
@@ -158,14 +160,14 @@ def test_packed_and_ordinary_rows_train_alike(
         model, encoder, rows = parts(chosen)
         start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         epochs = sft.plan(chosen.method, decisions(chosen), rows, encoder, 0, model.config.model_type)
-        trainer = sft.VqaTrainer(
+        trainer = VqaTrainer(
             encoder=encoder, epochs=epochs, validation=[], model=model,
             args=sft.arguments(chosen.method, decisions(chosen), tmp_path, 0, debug=False),
         )  # fmt: skip
         if not shared:
             monkeypatch.setattr(
-                sft.Epochs, "__getitem__",
-                lambda self, n, of=sft.Epochs.__getitem__: [Pack((row,)) for pack in of(self, n) for row in pack.rows],
+                Epochs, "__getitem__",
+                lambda self, n, of=Epochs.__getitem__: [Pack((row,)) for pack in of(self, n) for row in pack.rows],
             )  # fmt: skip
         trainer.train()
         assert trainer._total_train_tokens > 0

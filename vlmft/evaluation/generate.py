@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ from vlmft.schema import AnswerStyle, Generation, Packing
 _AUTO_NEW_TOKENS = {
     AnswerStyle.plain: 64, AnswerStyle.answer: 64, AnswerStyle.think: 2048, AnswerStyle.think_answer: 2048
 }  # fmt: skip
+
+_BATCH_TOKENS = 65_536  # of keys in memory: some 3 GB for GLM-4.1V-9B, 10 GB for Qwen3-VL-4B
+
+logger = logging.getLogger(__name__)
 
 
 def predict(
@@ -72,7 +77,11 @@ def _answers(
 
     Prompts about the same pictures share them, where the model and the settings allow that.
     """
-    if settings.packing is Packing.none or settings.do_sample or not shared_prefix.usable(model):
+    shares = settings.packing is Packing.image and not settings.do_sample
+    if shares and not shared_prefix.usable(model):
+        logger.info("packing   none in evaluation: not proven to give the same text for %s", model.config.model_type)
+        shares = False
+    if not shares:
         for batch in _batches(rows, [([number], 0) for number in range(len(rows))], settings.batch_size):
             numbers = [number for part, _ in batch for number in part]
             yield numbers, list(generate(model, encoder, [rows[number] for number in numbers], settings))
@@ -86,9 +95,13 @@ def _answers(
 def _batches(
     rows: Sequence[Row], together: list[tuple[list[int], int]], size: int
 ) -> Iterator[list[tuple[list[int], int]]]:
-    """Groups of row numbers in batches of at most `size` rows; like lengths together, the largest first."""
+    """Groups of row numbers in batches of at most `size` rows; like lengths together, the largest first.
+
+    A batch's prompts have at most `_BATCH_TOKENS` tokens, each counted whole, as their keys are kept while they decode.
+    """
+    size = max(1, min(size, _BATCH_TOKENS // max(map(_length, rows), default=1)))
     parts = [(part[n : n + size], prefix) for part, prefix in together for n in range(0, len(part), size)]
-    parts.sort(key=lambda part: -max(len(rows[number].input_ids) for number in part[0]))
+    parts.sort(key=lambda part: -max(_length(rows[number]) for number in part[0]))
     batch: list[tuple[list[int], int]] = []
     held = 0
     for part in parts:
@@ -99,6 +112,10 @@ def _batches(
         held += len(part[0])
     if batch:
         yield batch
+
+
+def _length(row: Row) -> int:
+    return len(row.input_ids)
 
 
 def generate(model: Any, encoder: Encoder, rows: Sequence[Row], settings: Generation) -> Iterator[dict[str, Any]]:

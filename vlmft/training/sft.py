@@ -3,214 +3,32 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import shutil
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from torch.utils.tensorboard import SummaryWriter
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
+from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_utils import rotate_checkpoints
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
-from vlmft.chat.collate import collate_packs, for_model
 from vlmft.chat.encode import Encoder, Row
-from vlmft.chat.packing import PROVEN, Pack, attention_mask, position_ids
+from vlmft.chat.packing import PROVEN
 from vlmft.hardware import Decisions
 from vlmft.models.adapters import lora_config
 from vlmft.schema import Config, Method, Packing
 from vlmft.training import checkpoints
 from vlmft.training.callbacks import Moved
-from vlmft.training.epochs import Epochs, InOrder
+from vlmft.training.epochs import Epochs
+from vlmft.training.trainer import VqaTrainer
 
 logger = logging.getLogger(__name__)
 
 _WORKERS = 4  # processes that make batches while a GPU computes; on a CPU they would only take its cores
-
-
-class NonFinite(Exception):
-    """A loss or gradient that is not a number: training cannot go on, and the weights have not been touched by it."""
-
-
-@dataclass
-class _Collator:
-    """Makes batches of planned micro-batches, and of validation rows by number."""
-
-    encoder: Encoder
-    validation: Sequence[Row]
-
-    def __call__(self, items: list[Any]) -> dict[str, Any]:
-        if isinstance(items[0], list):
-            (packs,) = items
-        else:
-            packs = [Pack((self.validation[item["row"]],)) for item in items]
-        names = [row.question for pack in packs for row in pack.rows]
-        return collate_packs(self.encoder, packs) | {"questions": names}
-
-
-class VqaTrainer(SFTTrainer):
-    """SFTTrainer that knows which questions are in a step, saves checkpoints whole, and averages by token."""
-
-    def __init__(self, *, encoder: Encoder, epochs: Epochs, validation: Sequence[Row], **kwargs: Any) -> None:
-        self.encoder = encoder
-        self._questions: list[str] = []  # of the optimiser step under way
-        self.earlier_seconds = 0.0  # spent by attempts before this one, up to the checkpoint it resumes from
-        self._started = time.monotonic()
-
-        text = kwargs["model"].config.get_text_config()
-        if kwargs["args"].router_aux_loss_coef and not hasattr(text, "num_experts"):
-            text.num_experts = text.num_local_experts  # TRL asks for the first name, GLM-4.5V has the second
-        super().__init__(
-            data_collator=_Collator(encoder, validation),
-            train_dataset=_numbers(len(epochs)),  # TRL takes its own kind only; the plan takes its place below
-            eval_dataset=_numbers(len(validation)) if validation else None,
-            processing_class=encoder.processor,
-            **kwargs,
-        )
-        self.train_dataset: Any = epochs
-        # GLM-4V and Qwen3-VL say they take no token count, so the Trainer would average over micro-batches, whatever
-        # their number of answer tokens; TRL's loss does take it. With it, a step is the same however it is cut up.
-        self.model_accepts_loss_kwargs = True
-
-    def seconds(self) -> float:
-        """Seconds of training, over all attempts of this run."""
-        return self.earlier_seconds + time.monotonic() - self._started
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        self._started = time.monotonic()
-        return super().train(*args, **kwargs)
-
-    def take_over(self, checkpoint: Path) -> None:
-        """Weights and state of a checkpoint of the last step; `train` would do one step more."""
-        self._load_from_checkpoint(str(checkpoint))
-        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
-            self._load_best_model()
-        self._started = time.monotonic()
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return for_model(self.encoder, super()._prepare_inputs(inputs), self.args.device, torch.float32)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return InOrder(self.train_dataset, lambda: self.state.global_step)
-
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """TRL's loss, of packed rows too."""
-        layout = inputs.pop("layout", None)
-        if layout is None:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        before: int = self._total_train_tokens  # type: ignore[has-type]
-        tokens = inputs["attention_mask"].sum()
-        base = self.accelerator.unwrap_model(model)
-        base = base.get_base_model() if isinstance(base, PeftModel) else base
-        inputs["position_ids"] = position_ids(base, inputs, layout)
-        inputs["attention_mask"] = attention_mask(layout)
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if self.model.training:  # TRL counted the cells of the mask
-            self._total_train_tokens = before + self.accelerator.gather_for_metrics(tokens).sum().item()
-            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-        return loss
-
-    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        self._questions += inputs.pop("questions")
-        loss = super().training_step(model, inputs, *args, **kwargs)
-        if not torch.isfinite(loss):
-            self._stop_non_finite(f"the loss is {loss.item()}")
-        return loss
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if norm is not None and not math.isfinite(norm):
-            self._stop_non_finite(f"the gradient norm is {float(norm)}")
-        self._questions.clear()
-        return norm
-
-    def _stop_non_finite(self, what: str) -> None:
-        named = ", ".join(self._questions[-16:])
-        raise NonFinite(
-            f"{what} at step {self.state.global_step + 1}, questions {named}. The weights are as they were before this "
-            "step; lower method.trainer.learning_rate, or look at these rows."
-        )
-
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
-        """Validation loss, a mean over answer tokens. TRL's own is a mean over batches and changes with their size."""
-        loader = self.get_eval_dataloader(eval_dataset)
-        was_training = self.model.training
-        self.model.eval()
-        total = torch.zeros((), device=self.args.device, dtype=torch.float64)
-        tokens = torch.zeros((), device=self.args.device, dtype=torch.float64)
-        for inputs in loader:
-            inputs.pop("questions")
-            inputs = self._prepare_inputs(inputs)
-            with torch.no_grad(), self.compute_loss_context_manager():
-                summed = self.compute_loss(self.model, inputs, num_items_in_batch=torch.ones((), device=total.device))
-            total += summed.double() / self.accelerator.num_processes
-            tokens += (inputs["labels"][:, 1:] != -100).sum()
-        totals = self.accelerator.reduce(torch.stack([total, tokens]), reduction="sum")
-        metrics = {f"{metric_key_prefix}_loss": (totals[0] / totals[1]).item()}
-        self.log(dict(metrics))
-        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.model.train(was_training)
-        return metrics
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            Trainer._save_checkpoint(self, model, trial)  # TRL's adds a model card beside the run's files
-        finally:
-            self.args.save_total_limit = limit
-        if self.args.should_save:
-            output = Path(self.args.output_dir)
-            folder = output / f"checkpoint-{self.state.global_step}"
-            checkpoints.seal(folder, self.state.global_step, total=self.state.max_steps, seconds=self.seconds())
-            # Only now may an older one go: a kill before the seal must leave the last whole checkpoint.
-            rotate_checkpoints(
-                output_dir=str(output),
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-            )
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As `from_pretrained` reads it: names in a checkpoint are the base repository's, not this process's."""
-        model = self.model if model is None else model
-        if isinstance(model, PeftModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        saved, report = type(model).from_pretrained(
-            resume_from_checkpoint, dtype=model.dtype, output_loading_info=True, local_files_only=True
-        )
-        if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
-            raise RuntimeError(f"{resume_from_checkpoint} does not hold this model: {report}")
-        model.load_state_dict(saved.state_dict())
-
-    def _load_best_model(self) -> None:
-        if isinstance(self.model, PeftModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_best_model()
-        else:
-            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Upstream only warns, and goes on from the base weights."""
-        tied = set(getattr(self.model, "_tied_weights_keys", None) or ())
-        missing = [key for key in load_result.missing_keys if key not in tied]
-        if missing or load_result.unexpected_keys:
-            raise RuntimeError(
-                f"the checkpoint does not hold this model: {len(missing)} weights missing {missing[:3]}, "
-                f"{len(load_result.unexpected_keys)} unknown {list(load_result.unexpected_keys)[:3]}"
-            )
-
-
-def _numbers(count: int) -> Dataset:
-    """Row numbers, which the collator looks up."""
-    return Dataset.from_dict({"row": range(count)})
 
 
 def arguments(method: Method, decisions: Decisions, run: Path, seed: int, debug: bool, ranks: int = 1) -> SFTConfig:

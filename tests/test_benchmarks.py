@@ -1,0 +1,33 @@
+"""The README's ratios hold: each benchmark runs, and stays above the floor that is promised."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+def measured(name: str, *options: str) -> Any:
+    command = [sys.executable, str(ROOT / "benchmarks" / name), "--json", "--rounds", "3", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_packed_training_is_several_times_as_fast_as_stock_trl() -> None:
+    found = measured("packing.py")["slake_shaped"]
+    assert found["train_ratio"] >= 6
+    assert found["loss_difference"] < 1e-6 and found["gradient_difference"] < 1e-4
+
+
+@pytest.mark.slow
+def test_evaluation_is_several_times_as_fast_with_the_same_texts() -> None:
+    found = measured("evaluation.py")["slake_shaped"]
+    assert found["eval_ratio_single"] >= 8 and found["eval_ratio_batched"] >= 4
+    assert found["texts_differ"] == 0 and found["distinct_texts"] > 3

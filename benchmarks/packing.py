@@ -201,8 +201,8 @@ def main() -> None:
             encoder = Encoder(load_processor(spec), spec.answer_style, model.generation_config.eos_token_id)
             result[name] = measure(questions, spec, model, encoder, options)
             if not options.model.endswith("_random"):
-                some = [row for question in questions[:16] for row in encoder.train_rows(question)]
-                result[name] |= differences(some, model, encoder)
+                some = sorted(questions, key=lambda question: question.images)[:16]
+                result[name] |= differences([row for q in some for row in encoder.train_rows(q)], model, encoder)
             if not options.json:
                 table(name, result[name])
     if options.json:

@@ -10,8 +10,10 @@ are those of the ordinary rows. Any sequence of tokens is a pack: an ordinary ro
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from vlmft.chat.encode import IGNORED, Row
@@ -47,12 +49,17 @@ def groups(rows: Sequence[Row], image_token_id: int | None) -> list[tuple[list[i
         end = _after_images(row, image_token_id)
         # One token after the pictures must be left for the branch to begin with.
         shared = 0 < end < _first_label(row)
-        together.setdefault((row.images, tuple(row.input_ids[:end])) if shared else number, []).append(number)
+        together.setdefault((row.images, _digest(row.input_ids[:end])) if shared else number, []).append(number)
     found = []
     for numbers in together.values():
         alone = len(numbers) == 1
         found.append((numbers, 0 if alone else common_prefix([rows[number] for number in numbers])))
     return found
+
+
+def _digest(ids: Sequence[int]) -> bytes:
+    """Stands for a thousand image tokens in 16 bytes: large sets have hundreds of thousands of rows."""
+    return blake2b(array("q", ids).tobytes(), digest_size=16).digest()
 
 
 def common_prefix(rows: Sequence[Row]) -> int:

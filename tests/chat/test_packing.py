@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from vlmft.chat.collate import collate, collate_packs, for_model
 from vlmft.chat.encode import IGNORED, Encoder, Row
-from vlmft.chat.packing import PROVEN, Pack, attention_mask, groups, into_lines, layout, position_ids
+from vlmft.chat.packing import PROVEN, Pack, attention_mask, groups, into_lines, layout, places, position_ids
 from vlmft.data.question import Question, Turn
 from vlmft.models.load import load_model, load_processor
 from vlmft.schema import Config
@@ -85,20 +85,6 @@ def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     )
 
 
-def where(lines: list[list[Pack]]) -> Iterator[tuple[int, Row, list[int]]]:
-    """For each row of packed lines: its line, itself, and the places of its tokens there."""
-    for number, line in enumerate(lines):
-        start = 0
-        for pack in line:
-            prefix = list(range(start, start + pack.prefix))
-            here = start + pack.prefix
-            for row in pack.rows:
-                end = here + len(row.input_ids) - pack.prefix
-                yield number, row, prefix + list(range(here, end))
-                here = end
-            start = here
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_a_packed_row_is_the_rows_it_stands_for(seed: int, parts: tuple[Any, Encoder], pictures: list[str]) -> None:
     model, encoder = parts
@@ -118,10 +104,10 @@ def test_a_packed_row_is_the_rows_it_stands_for(seed: int, parts: tuple[Any, Enc
     got = loss(together, batch["labels"])
     got.backward()
     if "layout" in batch:
-        for line, row, places in where(lines):
+        for line, row, spots in places(lines):
             alone = apart[next(n for n, other in enumerate(rows) if other is row), : len(row.input_ids)]
-            assert batch["input_ids"][line, places].tolist() == row.input_ids
-            assert torch.allclose(together[line, places], alone, atol=1e-5)
+            assert batch["input_ids"][line, spots].tolist() == row.input_ids
+            assert torch.allclose(together[line, spots], alone, atol=1e-5)
     assert (batch["labels"] != IGNORED).sum() == (ordinary["labels"] != IGNORED).sum()
     assert got.item() == pytest.approx(wanted.item(), rel=1e-6)
     for name, weight in model.named_parameters():
@@ -140,9 +126,9 @@ def test_one_branch_never_sees_another(parts: tuple[Any, Encoder], pictures: lis
     assert len(pack.rows) == 3 and pack.prefix > rows[0].input_ids.index(encoder.image_token_id)
     batch = collate_packs(encoder, [pack, Pack((rows[0],))])
     before = forward(model, encoder, batch).detach()
-    places = {number: spots for number, (_, _, spots) in enumerate(where(into_lines([pack, Pack((rows[0],))])))}
+    spots = {number: own for number, (_, _, own) in enumerate(places(into_lines([pack, Pack((rows[0],))])))}
     for changed in range(3):
-        own = places[changed][pack.prefix :]
+        own = spots[changed][pack.prefix :]
         batch["input_ids"][0, own[1:]] = (batch["input_ids"][0, own[1:]] + 1) % 600 + 30
         after = forward(model, encoder, batch).detach()
         different = (after - before).abs().amax(-1) > 1e-5  # a changed token may share an expert, and so a rounding

@@ -11,7 +11,7 @@ are those of the ordinary rows. Any sequence of tokens is a pack: an ordinary ro
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -136,6 +136,20 @@ def layout(lines: Sequence[Sequence[Pack]], width: int) -> Any:
                 here = end
             start = here
     return out
+
+
+def places(lines: Sequence[Sequence[Pack]]) -> Iterator[tuple[int, Row, list[int]]]:
+    """For each row of the lines, in order: its line, itself, and the places of its tokens there."""
+    for number, line in enumerate(lines):
+        start = 0
+        for pack in line:
+            prefix = list(range(start, start + pack.prefix))
+            here = start + pack.prefix
+            for row in pack.rows:
+                end = here + len(row.input_ids) - pack.prefix
+                yield number, row, prefix + list(range(here, end))
+                here = end
+            start = here
 
 
 def attention_mask(layout: torch.Tensor) -> torch.Tensor:

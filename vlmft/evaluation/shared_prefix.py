@@ -13,7 +13,7 @@ import torch
 
 from vlmft.chat.collate import collate_lines, for_model
 from vlmft.chat.encode import Encoder
-from vlmft.chat.packing import PROVEN, Pack, attention_mask, into_lines, position_ids
+from vlmft.chat.packing import PROVEN, Pack, attention_mask, into_lines, places, position_ids
 
 # Of a checkpoint's generation settings, those that would change greedy text, with the values that do not.
 _NEUTRAL = {
@@ -90,21 +90,10 @@ def _decode(
 
 def _branches(lines: Sequence[Sequence[Pack]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """For each prompt of the lines: its line (n,), the places of its keys (n, K), -1 on the left, and its last one."""
-    line_of, places = [], []
-    for number, line in enumerate(lines):
-        start = 0
-        for pack in line:
-            prefix = list(range(start, start + pack.prefix))
-            here = start + pack.prefix
-            for row in pack.rows:
-                end = here + len(row.input_ids) - pack.prefix
-                line_of.append(number)
-                places.append(prefix + list(range(here, end)))
-                here = end
-            start = here
-    longest = max(map(len, places))
-    padded = [[-1] * (longest - len(own)) + own for own in places]
-    return torch.tensor(line_of), torch.tensor(padded), torch.tensor([own[-1] for own in places])
+    found = [(line, own) for line, _, own in places(lines)]
+    longest = max(len(own) for _, own in found)
+    padded = [[-1] * (longest - len(own)) + own for _, own in found]
+    return torch.tensor([line for line, _ in found]), torch.tensor(padded), torch.tensor([own[-1] for own in padded])
 
 
 def _in_order(lines: Sequence[Sequence[Pack]], packs: Sequence[Pack]) -> list[int]:

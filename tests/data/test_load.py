@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from vlmft.data.load import fingerprint, image_groups, load, split_off
+from vlmft.data.load import fingerprint, image_groups, load
 from vlmft.data.question import Question, Turn
 from vlmft.errors import DataError
 from vlmft.schema import BadRows, QuestionSet
@@ -123,60 +122,8 @@ def test_fingerprint_follows_bytes_and_format_but_not_place(tmp_path: Path) -> N
     assert fingerprint(same_bytes, "train") != print_
 
 
-def test_split_off_is_by_image_and_ignores_the_order_of_rows() -> None:
-    questions = [asked(f"{image}{n}", f"/i/{image}.png") for n in range(2) for image in "abcdefghij"]
-    rest, held = split_off(questions, 0.3, seed=1)
-    assert len(held) == 6 and sorted(ids(rest) + ids(held)) == sorted(ids(questions))
-    assert not {q.images for q in rest} & {q.images for q in held}
-    assert ids(held) == [q.id for q in questions if q in held]
-    shuffled = random.Random(0).sample(questions, len(questions))
-    assert set(ids(split_off(shuffled, 0.3, seed=1)[1])) == set(ids(held))
-    assert len({tuple(ids(split_off(questions, 0.3, seed)[1])) for seed in range(8)}) > 1
-
-
-def test_split_off_is_the_same_in_another_process_and_place() -> None:
-    questions = [asked(image, f"/i/{image}.png") for image in "abcdefghij"]
-    moved = [asked(image, f"/elsewhere/{image}.png") for image in "abcdefghij"]
-    assert ids(split_off(questions, 0.4, 3)[1]) == ids(split_off(moved, 0.4, 3)[1])
-    code = (
-        "from vlmft.data.load import split_off; from vlmft.data.question import Question, Turn\n"
-        "qs = [Question(i, 's', (f'/i/{i}.png',), (Turn('Big?', 'yes'),), 'closed') for i in 'abcdefghij']\n"
-        "print(*[q.id for q in split_off(qs, 0.4, 3)[1]])"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.split() == ids(split_off(questions, 0.4, 3)[1])
-
-
-def test_split_off_keeps_images_asked_about_together_on_one_side() -> None:
-    chain = [asked("1", "a", "b"), asked("2", "c", "b"), asked("3", "d"), asked("4", "c"), asked("5", "e")]
-    assert sorted(sorted(chain[i].id for i in group) for group in image_groups(chain)) == [
-        ["1", "2", "4"],
-        ["3"],
-        ["5"],
-    ]
-    for seed in range(6):
-        rest, held = split_off(chain, 0.4, seed)
-        assert rest and held
-        assert not {i for q in rest for i in q.images} & {i for q in held for i in q.images}
-
-
 def test_question_without_image_is_a_group_by_itself() -> None:
     assert len(image_groups([asked("1"), asked("2"), asked("3", "a")])) == 3
-
-
-@pytest.mark.parametrize("fraction", [0.001, 0.999])
-def test_split_off_leaves_an_image_on_each_side(fraction: float) -> None:
-    questions = [asked(image, image) for image in "abcd"]
-    rest, held = split_off(questions, fraction, 0)
-    assert min(len(rest), len(held)) == 1
-
-
-def test_split_off_refuses_what_cannot_be_split() -> None:
-    with pytest.raises(DataError, match="one image"):
-        split_off([asked("1", "a"), asked("2", "a")], 0.5, 0)
-    for fraction in (0.0, 1.0, -0.1, float("nan")):
-        with pytest.raises(DataError, match="between 0 and 1"):
-            split_off([asked("1", "a"), asked("2", "b")], fraction, 0)
 
 
 def test_data_imports_neither_torch_nor_numpy_nor_pillow() -> None:

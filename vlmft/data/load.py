@@ -96,32 +96,6 @@ def fingerprint(spec: QuestionSet, split: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def split_off(questions: list[Question], fraction: float, seed: int) -> tuple[list[Question], list[Question]]:
-    """(rest, held out), both in their order: about `fraction` of the images held out, none on both sides.
-
-    Which images are held out depends on the seed and on the set of images, not on the order of the rows.
-    DataError if the fraction is not between 0 and 1 or if one side would be empty.
-    """
-    if not 0 < fraction < 1:
-        raise DataError(f"the fraction of images to hold out is {fraction}; it should lie between 0 and 1.")
-    groups = image_groups(questions)
-    if len(groups) < 2:
-        raise DataError(
-            "no images can be held out: all questions are about one image, or several that belong together."
-        )
-    random.Random(f"hold out {seed}").shuffle(groups)
-    size = [len({image for i in group for image in questions[i].images}) or 1 for group in groups]
-    wanted = fraction * sum(size)
-    held: set[int] = set(groups[0])
-    count = size[0]
-    for group, images in zip(groups[1:-1], size[1:-1], strict=True):
-        if count + images / 2 > wanted:
-            break
-        held.update(group)
-        count += images
-    return _pick(questions, set(range(len(questions))) - held), _pick(questions, held)
-
-
 def image_groups(questions: list[Question]) -> list[list[int]]:
     """The positions of the questions, grouped so that no image is in two groups; in order of the image paths.
 
@@ -155,10 +129,11 @@ def _limit(questions: list[Question], limit: int, seed: int) -> list[Question]:
         if len(kept) + len(group) > limit:
             break
         kept.update(group)
-    return _pick(questions, kept)
+    return pick(questions, kept)
 
 
-def _pick(questions: list[Question], positions: Iterable[int]) -> list[Question]:
+def pick(questions: list[Question], positions: Iterable[int]) -> list[Question]:
+    """The questions at the positions, in their order."""
     return [questions[i] for i in sorted(positions)]
 
 

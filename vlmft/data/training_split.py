@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vlmft.data.load import load, source, split_off
+from vlmft.data.load import image_groups, load, pick, source
 from vlmft.data.mixture import load_mixture, training_sets, weighted
 from vlmft.data.question import Question
 from vlmft.errors import DataError
@@ -75,6 +76,32 @@ def validation_sets(dataset: Dataset) -> list[tuple[QuestionSet, str]]:
                 "the conversation form, or a fraction of the training images such as 0.1"
             )
     return [(member, wanted) for member in members.values()]
+
+
+def split_off(questions: list[Question], fraction: float, seed: int) -> tuple[list[Question], list[Question]]:
+    """(rest, held out), both in their order: about `fraction` of the images held out, none on both sides.
+
+    Which images are held out depends on the seed and on the set of images, not on the order of the rows.
+    DataError if the fraction is not between 0 and 1 or if one side would be empty.
+    """
+    if not 0 < fraction < 1:
+        raise DataError(f"the fraction of images to hold out is {fraction}; it should lie between 0 and 1.")
+    groups = image_groups(questions)
+    if len(groups) < 2:
+        raise DataError(
+            "no images can be held out: all questions are about one image, or several that belong together."
+        )
+    random.Random(f"hold out {seed}").shuffle(groups)
+    size = [len({image for i in group for image in questions[i].images}) or 1 for group in groups]
+    wanted = fraction * sum(size)
+    held: set[int] = set(groups[0])
+    count = size[0]
+    for group, images in zip(groups[1:-1], size[1:-1], strict=True):
+        if count + images / 2 > wanted:
+            break
+        held.update(group)
+        count += images
+    return pick(questions, set(range(len(questions))) - held), pick(questions, held)
 
 
 def _is_test_file(file: Path, member: QuestionSet) -> bool:

@@ -31,7 +31,7 @@ from transformers import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from vlmft.chat.encode import Encoder
-from vlmft.evaluation.generate import _answers
+from vlmft.evaluation.generate import answer_all
 from vlmft.models.load import load_model, load_processor
 from vlmft.schema import Generation, Packing
 from vlmft.training.epochs import Epochs
@@ -75,7 +75,7 @@ def main() -> None:
 
         def answer(size: int, packing: Packing) -> list[str]:
             settings = Generation(max_new_tokens=NEW_TOKENS, batch_size=size, packing=packing)
-            said = {number: reply["raw"] for numbers, replies in _answers(model, encoder, rows, settings)
+            said = {number: reply["raw"] for numbers, replies in answer_all(model, encoder, rows, settings)
                     for number, reply in zip(numbers, replies, strict=True)}  # fmt: skip
             return [said[number] for number in range(len(rows))]
 

@@ -17,7 +17,7 @@ from vlmft.chat.encode import IGNORED, Encoder, Row
 from vlmft.data.load import load
 from vlmft.data.question import Question, Turn
 from vlmft.data.training_split import training_questions
-from vlmft.evaluation.generate import _answers, generate
+from vlmft.evaluation.generate import answer_all, generate
 from vlmft.hardware import decide
 from vlmft.models.adapters import is_adapter, load_adapter
 from vlmft.models.load import freeze, load_model, load_processor, part_of
@@ -127,7 +127,7 @@ def greedy(model: Any, encoder: Encoder, config: Config) -> list[str]:
     rows = [encoder.prompt_row(question) for question in questions]
     settings = Generation(max_new_tokens=12)
     plain = [reply["raw"] for reply in generate(model, encoder, rows, settings)]
-    shared = {n: reply["raw"] for numbers, replies in _answers(model, encoder, rows, settings)
+    shared = {n: reply["raw"] for numbers, replies in answer_all(model, encoder, rows, settings)
               for n, reply in zip(numbers, replies, strict=True)}  # fmt: skip
     assert [shared[n] for n in range(len(rows))] == plain, "sharing the pictures changes no text"
     return plain

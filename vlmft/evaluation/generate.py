@@ -57,7 +57,7 @@ def predict(
     on_progress(len(done))
     todo = [pair for pair in zip(questions, rows, strict=True) if pair[0].id not in done]
     with open(partial, "a", encoding="utf-8") as out:
-        for numbers, replies in _answers(model, encoder, [row for _, row in todo], settings):
+        for numbers, replies in answer_all(model, encoder, [row for _, row in todo], settings):
             for number, reply in zip(numbers, replies, strict=True):
                 question = todo[number][0]
                 done[question.id] = record(question, generation=generation, **reply)
@@ -70,7 +70,7 @@ def predict(
     return ordered
 
 
-def _answers(
+def answer_all(
     model: Any, encoder: Encoder, rows: Sequence[Row], settings: Generation
 ) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
     """Row numbers with their replies, batch by batch.

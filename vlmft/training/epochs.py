@@ -43,8 +43,7 @@ class Epochs(Dataset[list[Pack]]):
         # Which questions a step has does not depend on how it is cut up.
         self.most, self.max_tokens = min(most, batch_size), max_tokens
         self.steps = math.ceil(len(rows) / batch_size)  # optimiser steps in an epoch
-        together = groups(rows, image_token_id) if self.most > 1 else [([n], 0) for n in range(len(rows))]
-        self._groups = [(numbers, prefix) for numbers, prefix in together]
+        self._groups = groups(rows, image_token_id) if self.most > 1 else [([n], 0) for n in range(len(rows))]
         self._plan = lru_cache(maxsize=2)(self._planned)
 
     def __len__(self) -> int:

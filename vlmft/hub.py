@@ -10,7 +10,7 @@ from vlmft.errors import DataError
 Kind = Literal["model", "dataset"]
 
 # A model's own files; some repositories hold the same weights again in other forms.
-_MODEL_FILES = ["*.json", "*.safetensors", "*.safetensors.index.json", "*.jinja", "*.txt", "*.model", "*.py"]
+_MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
 _NOT_OURS = ["original/*", "onnx/*", "consolidated*"]
 _PATIENCE = 4.0  # seconds until the Hub counts as out of reach
 

@@ -17,6 +17,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from vlmft.chat.encode import IGNORED, Row
+from vlmft.schema import Method, Packing
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,11 @@ class Pack:
     @property
     def tokens(self) -> int:
         return self.prefix + sum(len(row.input_ids) - self.prefix for row in self.rows)
+
+
+def questions_per_row(method: Method, family: str) -> int:
+    """The most questions that may share a row: 1 without packing, and for a family that is not proven."""
+    return method.max_questions_per_row if method.packing is Packing.image and family in PROVEN else 1
 
 
 def groups(rows: Sequence[Row], image_token_id: int | None) -> list[tuple[list[int], int]]:
@@ -125,31 +131,31 @@ def layout(lines: Sequence[Sequence[Pack]], width: int) -> Any:
     out[0] = -1
     out[2:] = torch.arange(width)  # padding is measured from itself
     for line, packs in enumerate(lines):
-        start = 0
-        for number, pack in enumerate(packs):
-            first = start + pack.prefix
-            out[:, line, start:first] = torch.tensor([[number], [0], [start], [start], [start]])
-            here = first
-            for branch, row in enumerate(pack.rows, 1):
-                end = here + len(row.input_ids) - pack.prefix
-                out[:, line, here:end] = torch.tensor([[number], [branch], [here], [first], [start]])
-                here = end
-            start = here
+        for number, start, first, branch, here, end, _ in _branches(packs):
+            if branch == 1:
+                out[:, line, start:first] = torch.tensor([[number], [0], [start], [start], [start]])
+            out[:, line, here:end] = torch.tensor([[number], [branch], [here], [first], [start]])
     return out
 
 
 def places(lines: Sequence[Sequence[Pack]]) -> Iterator[tuple[int, Row, list[int]]]:
     """For each row of the lines, in order: its line, itself, and the places of its tokens there."""
     for number, line in enumerate(lines):
-        start = 0
-        for pack in line:
-            prefix = list(range(start, start + pack.prefix))
-            here = start + pack.prefix
-            for row in pack.rows:
-                end = here + len(row.input_ids) - pack.prefix
-                yield number, row, prefix + list(range(here, end))
-                here = end
-            start = here
+        for _, start, first, _, here, end, row in _branches(line):
+            yield number, row, [*range(start, first), *range(here, end)]
+
+
+def _branches(packs: Sequence[Pack]) -> Iterator[tuple[int, int, int, int, int, int, Row]]:
+    """For each row of a line: the number of its pack, where that and its first branch start; the number of its own
+    branch (from 1), where that starts and ends; and the row."""
+    start = 0
+    for number, pack in enumerate(packs):
+        here = first = start + pack.prefix
+        for branch, row in enumerate(pack.rows, 1):
+            end = here + len(row.input_ids) - pack.prefix
+            yield number, start, first, branch, here, end, row
+            here = end
+        start = here
 
 
 def attention_mask(layout: torch.Tensor) -> torch.Tensor:
@@ -188,8 +194,9 @@ def position_ids(model: Any, batch: dict[str, Any], layout: torch.Tensor) -> tor
 
 
 def find_rope_index(model: Any) -> Any:
-    """The model's own rule for M-RoPE positions (`get_rope_index`), or None where it has none."""
-    for module in (model, getattr(model, "model", None)):
+    """The model's own rule for M-RoPE positions (`get_rope_index`), below an adapter too, or None where it has none."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for module in (base, getattr(base, "model", None)):
         if rule := getattr(module, "get_rope_index", None):
             return rule
     return None

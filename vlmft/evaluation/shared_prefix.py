@@ -40,8 +40,7 @@ def greedy(model: Any, encoder: Encoder, packs: Sequence[Pack], limit: int) -> l
     lines = into_lines(packs)
     batch = for_model(encoder, collate_lines(encoder, lines), model.device, model.dtype)
     layout, width = batch.pop("layout"), batch["input_ids"].shape[1]
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    positions = position_ids(base, batch, layout)
+    positions = position_ids(model, batch, layout)
     batch |= {"position_ids": positions, "attention_mask": attention_mask(layout)}
 
     line, keys, last = _branches(lines)

@@ -81,6 +81,15 @@ def stop_ids(model: Model) -> set[int]:
     return set() if stop is None else {stop} if isinstance(stop, int) else set(stop)
 
 
+def auto_class(config: Any) -> Any:
+    """The Auto class that makes a model from its config: one that reads pictures, or text alone."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    reads_images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
+
+
 def load_model(model: Model, dtype: str, quantization: dict[str, Any] | None = None) -> Any:
     """The model in `dtype` ("float32", "bfloat16", …), on the CPU or wherever quantisation puts it.
 
@@ -88,14 +97,12 @@ def load_model(model: Model, dtype: str, quantization: dict[str, Any] | None = N
     would be random without a word.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
     common: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     config = load_config(model)
     try:
-        reads_images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-        loader = AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
+        loader = auto_class(config)
         if hasattr(getattr(config, "vision_config", None), "temporal_patch_size"):
             refuse_slow_conv3d(version("torch"))
         if quantization:
@@ -106,7 +113,7 @@ def load_model(model: Model, dtype: str, quantization: dict[str, Any] | None = N
             dtype=getattr(torch, dtype),
             attn_implementation=model.attention,
             # A Conv3d whose patches do not overlap, computed as the matrix product it is; saved as a Conv3d again.
-            fusion_config={"patch_embeddings": True} if reads_images else None,
+            fusion_config={"patch_embeddings": True} if loader is AutoModelForImageTextToText else None,
             output_loading_info=True,
             **common,
         )

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vlmft.chat.encode import Row
-from vlmft.chat.packing import groups
+from vlmft.chat.packing import groups, questions_per_row
 from vlmft.hardware import Decisions, divisors
 from vlmft.models.adapters import lora_config
-from vlmft.models.load import freeze
-from vlmft.schema import Hardware, Method, Model, Packing
+from vlmft.models.load import auto_class, freeze
+from vlmft.schema import Hardware, Method, Model
 
 MARGIN = 0.85  # of the free memory; the rest is for the CUDA libraries, fragmentation and what is named above
 _USEFUL = 8  # questions at a time, from which on a GPU is busy; fewer are worth checkpointing if that gives more
@@ -65,13 +65,9 @@ def shape_of(config: Any, model: Model, method: Method, load_dtype: str) -> Shap
     """
     import torch
     from peft import get_peft_model
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    reads_images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    loader = AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
     with torch.device("meta"):
-        bare = loader.from_config(config, dtype=getattr(torch, load_dtype))
+        bare = auto_class(config).from_config(config, dtype=getattr(torch, load_dtype))
     freeze(bare, **vars(model.freeze))
     base = bare.model
     built: Any = bare if method.peft is None else get_peft_model(bare, lora_config(method, model))
@@ -243,7 +239,7 @@ def fitted(
 
     `config` is the model's transformers config, `free_bytes` what the device has before the model is loaded.
     """
-    most = method.max_questions_per_row if method.packing is Packing.image else 1
+    most = questions_per_row(method, config.model_type)
     packs = sum(-(-len(numbers) // most) for numbers, _ in groups(rows, image_token_id))
     visual = sum(row.input_ids.count(image_token_id) for row in rows) if image_token_id is not None else 0
     micro_batch, checkpointing = choose(

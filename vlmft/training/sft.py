@@ -17,7 +17,7 @@ from transformers.integrations import TensorBoardCallback
 from trl import SFTConfig
 
 from vlmft.chat.encode import Encoder, Row
-from vlmft.chat.packing import PROVEN
+from vlmft.chat.packing import PROVEN, questions_per_row
 from vlmft.hardware import Decisions
 from vlmft.models.adapters import lora_config
 from vlmft.schema import Config, Method, Packing
@@ -62,14 +62,11 @@ def arguments(method: Method, decisions: Decisions, run: Path, seed: int, debug:
     )
 
 
-def plan(
-    method: Method, decisions: Decisions, rows: Sequence[Row], encoder: Encoder, seed: int, family: str, ranks: int = 1
-) -> Epochs:
+def plan(method: Method, decisions: Decisions, rows: Sequence[Row], encoder: Encoder, seed: int, family: str) -> Epochs:
     """The epochs of a run; says how many questions share a sequence, or why none do."""
-    most = method.max_questions_per_row if method.packing is Packing.image else 1
-    if most > 1 and family not in PROVEN:
+    most = questions_per_row(method, family)
+    if method.packing is Packing.image and family not in PROVEN:
         logger.info("packing   none: packed rows are not proven equal to ordinary ones for %s", family)
-        most = 1
     epochs = Epochs(
         rows, encoder.image_token_id,
         batch_size=method.batch_size, micro_batches=method.batch_size // decisions.micro_batch,

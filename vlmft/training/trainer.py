@@ -96,9 +96,7 @@ class VqaTrainer(SFTTrainer):
             return super().compute_loss(model, inputs, *args, **kwargs)
         before: int = self._total_train_tokens  # type: ignore[has-type]
         tokens = inputs["attention_mask"].sum()
-        base = self.accelerator.unwrap_model(model)
-        base = base.get_base_model() if isinstance(base, PeftModel) else base
-        inputs["position_ids"] = position_ids(base, inputs, layout)
+        inputs["position_ids"] = position_ids(self.accelerator.unwrap_model(model), inputs, layout)
         inputs["attention_mask"] = attention_mask(layout)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if self.model.training:  # TRL counted the cells of the mask

@@ -91,6 +91,14 @@ def one_line(value: Any) -> str:
     return " ".join(str(value).split())
 
 
+def stated_type(row: dict[str, Any]) -> str:
+    """The answer type that a row's "answer_type" states, OPEN or CLOSED in any case; Unusable where it is neither."""
+    stated = one_line(row.get("answer_type")).lower()
+    if stated not in (CLOSED, OPEN):
+        raise Unusable(f"answer_type is {row.get('answer_type')!r}; it should be OPEN or CLOSED")
+    return stated
+
+
 def type_of(answer: str) -> str:
     """The answer type where the publisher states none: closed for yes and no in any case, else open."""
     return CLOSED if answer.lower() in ("yes", "no") else OPEN

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmft.data.question import CLOSED, OPEN, BadRow, Question, Turn
+from vlmft.data.question import BadRow, Question, Turn
 from vlmft.data.sources import (
     Unusable,
     folder,
@@ -20,6 +20,7 @@ from vlmft.data.sources import (
     read_rows,
     refuse_unknown_split,
     set_name,
+    stated_type,
 )
 from vlmft.errors import DataError
 from vlmft.files import cache_folder, file_digests, whole_folder
@@ -94,9 +95,7 @@ def _question(spec: QuestionSet, split: str, row: dict[str, Any], root: Path, se
     if id in seen:
         raise Unusable(f"qid {id} was used by an earlier row")
     seen.add(id)
-    answer_type = one_line(row.get("answer_type")).lower()
-    if answer_type not in (CLOSED, OPEN):
-        raise Unusable(f"answer_type is {row.get('answer_type')!r}; it should be OPEN or CLOSED")
+    answer_type = stated_type(row)
     facts = {ours: one_line(row.get(theirs)) for theirs, ours in FACTS.items()}
     return Question(
         id=id,

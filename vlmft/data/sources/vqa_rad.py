@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmft.data.question import CLOSED, OPEN, BadRow, Question, Turn
+from vlmft.data.question import BadRow, Question, Turn
 from vlmft.data.sources import (
     Unusable,
     _parquet,
@@ -21,6 +21,7 @@ from vlmft.data.sources import (
     read_rows,
     refuse_unknown_split,
     set_name,
+    stated_type,
 )
 from vlmft.errors import DataError
 
@@ -82,9 +83,7 @@ def _question(spec: QuestionSet, row: dict[str, Any], root: Path, seen: set[str]
     if id in seen:
         raise Unusable(f"qid {id} was used by an earlier row")
     seen.add(id)
-    answer_type = _text(row, "answer_type").lower()
-    if answer_type not in (CLOSED, OPEN):
-        raise Unusable(f"answer_type is {row.get('answer_type')!r}; it should be OPEN or CLOSED")
+    answer_type = stated_type(row)
     name = _text(row, "image_name")
     if not name:
         raise Unusable("'image_name' is missing or empty")

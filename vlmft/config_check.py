@@ -19,7 +19,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from vlmft import library_keys
 from vlmft.errors import ConfigError, DataError
-from vlmft.evaluation.metrics import PROTOCOLS
+from vlmft.evaluation.ablations import PASSES
+from vlmft.evaluation.protocols import PROTOCOLS
 from vlmft.hardware import micro_batch
 from vlmft.schema import Config, Packing, QuestionSet
 
@@ -69,6 +70,11 @@ def _wrong_values(config: Config) -> Iterable[str]:
             yield f"eval.protocols: there is no {protocol}.{_nearest(protocol, PROTOCOLS)}"
     if not config.eval.protocols:
         yield f"eval.protocols is empty; choose from {', '.join(PROTOCOLS)}"
+    for name in config.eval.ablations:
+        if name not in PASSES:
+            yield f"eval.ablations: there is no {name}.{_nearest(name, PASSES)}"
+    if not isinstance(config.eval.debug_matches, int) or config.eval.debug_matches < 0:
+        yield f"eval.debug_matches={config.eval.debug_matches} should be a number of comparisons, or true"
     tokens = config.eval.generation.max_new_tokens
     if tokens != "auto" and not (isinstance(tokens, int) and tokens > 0):
         yield f"eval.generation.max_new_tokens={tokens} should be a number of tokens, or auto"

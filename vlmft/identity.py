@@ -15,11 +15,11 @@ from vlmft.data import load
 from vlmft.data.mixture import training_sets
 from vlmft.data.training_split import validation_sets
 from vlmft.errors import DataError
-from vlmft.evaluation.metrics import SCORER_VERSION
+from vlmft.evaluation import terms
 from vlmft.files import file_digests
 from vlmft.library_keys import weights_fields
 from vlmft.models.tiny import RECIPE
-from vlmft.schema import Config, Dataset, Eval, Method, Model, Packing, QuestionSet
+from vlmft.schema import Closed, Config, Dataset, Eval, Method, Model, Packing, QuestionSet
 
 
 def digest(value: Any) -> str:
@@ -74,6 +74,8 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
         "max_rows": dataset.max_rows,
         "percent": dataset.percent,
     }
+    if dataset.normalize_terms:
+        facts["normalize_terms"] = terms.digest()
     for name, member in training_sets(dataset).items():
         facts[name] = {
             "rows": load.fingerprint(member, "train"),
@@ -101,15 +103,15 @@ def method_facts(method: Method) -> dict[str, Any]:
     }
 
 
-def generation_hash(weights: str, spec: QuestionSet, config: Eval) -> str:
-    """Hash of what decides the predictions on one set: the weights (a run's name), the set's rows, how it generates."""
+def generation_hash(weights: str, spec: QuestionSet, config: Eval, without: str = "") -> str:
+    """Hash of what decides the predictions on one set: the weights (a run's name), the set's rows, how it generates.
+
+    `without` names a pass without the rows' pictures.
+    """
     settings = {key: value for key, value in vars(config.generation).items() if key not in ("batch_size", "packing")}
     rows = [load.fingerprint(spec, "test"), spec.language, spec.bad_rows.value, spec.max_test_rows, config.max_rows]
-    return digest([weights, rows, settings])
-
-
-def scoring_hash(protocols: list[str]) -> str:
-    return digest([sorted(protocols), SCORER_VERSION])
+    closed = [config.closed.value] if config.closed is not Closed.generate else []
+    return digest([weights, rows, settings, *closed, *([without] if without else [])])
 
 
 def folder_fingerprint(folder: Path) -> str:

@@ -21,14 +21,17 @@ from vlmft.data.mixture import training_sets
 from vlmft.errors import ConfigError, DataError, RunFailed, fail
 from vlmft.evaluation import results
 from vlmft.evaluation.evaluate import chosen_sets, wanted
-from vlmft.evaluation.table import print_table
+from vlmft.evaluation.predictions import predictions_file, read_predictions
+from vlmft.evaluation.table import print_matches, print_table
 from vlmft.fetch import look_through, make_ready, model_folder
 from vlmft.files import write_text
 from vlmft.hardware import child_environment
-from vlmft.identity import base_name, run_name, scoring_hash
+from vlmft.identity import base_name, run_name
 from vlmft.lock import Locked, RunLock
 from vlmft.provenance import record_attempt
-from vlmft.schema import Config, Task, read_config
+from vlmft.schema import Config, Eval, Task, read_config
+
+SHOWN_MATCHES = 5  # of each set, with eval.debug_matches=true
 
 
 def run(cfg: DictConfig) -> None:
@@ -83,7 +86,7 @@ def _one_run(config: Config) -> None:
             folder.rename(aside)
             print(f"force     the run there was is now {aside}")
         trained = config.task is Task.eval or (folder / "final").is_dir()
-        generate, rescore = results.pending(folder, hashes, scoring_hash(config.eval.protocols))
+        generate, rescore = results.pending(folder, hashes, config.eval.protocols)
         if not (trained and not generate and results.read(folder)["state"] == "done"):
             make_ready(config.model, [])  # a run that is done did not need it until now
             folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +98,7 @@ def _one_run(config: Config) -> None:
             _rescore(folder, rescore, hashes, config.eval.protocols)
             if not rescore:
                 print(f"done      {folder} (nothing to do; force=true begins again)")
-    _report([folder])
+    _report([folder], config.eval)
 
 
 def _evaluate_runs(config: Config) -> None:
@@ -118,7 +121,7 @@ def _evaluate_runs(config: Config) -> None:
                 raise ConfigError("task=eval: no set to evaluate on; choose eval=…")
             make_ready(None, [(spec, "test") for spec in sets.values()])
             hashes = wanted(folder.name, sets, config.eval)
-            generate, rescore = results.pending(folder, hashes, scoring_hash(config.eval.protocols))
+            generate, rescore = results.pending(folder, hashes, config.eval.protocols)
             _rescore(folder, rescore, hashes, config.eval.protocols)
             if generate:
                 whole = (folder / "final" / "config.json").is_file()
@@ -131,12 +134,12 @@ def _evaluate_runs(config: Config) -> None:
                 request.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
                 command = ["-m", "vlmft.worker", "--evaluation", str(request), *map(str, todo)]
                 _work(todo, command, config, *locks)
-    _report(folders)
+    _report(folders, config.eval)
 
 
 def _rescore(folder: Path, names: Sequence[str], hashes: dict[str, str], protocols: list[str]) -> None:
     for name in names:
-        results.score_set(folder, name, protocols, hashes[name], scoring_hash(protocols))
+        results.score_set(folder, name, protocols, hashes[name])
         print(f"rescored  {folder}: {name}")
 
 
@@ -212,8 +215,12 @@ def _fingerprints(config: Config) -> dict[str, str]:
     return found
 
 
-def _report(folders: Sequence[Path]) -> None:
+def _report(folders: Sequence[Path], wanted: Eval) -> None:
     for folder in folders:
-        print_table(results.read(folder))
+        result = results.read(folder)
+        print_table(result)
+        count = SHOWN_MATCHES if wanted.debug_matches is True else wanted.debug_matches
+        for name in result["evaluations"] if count else []:
+            print_matches(name, read_predictions(predictions_file(folder, name))[:count], wanted.protocols[0])
         written = [str(folder / name) for name in ("result.json", "train.log") if (folder / name).is_file()]
         print(f"written   {os.linesep.join(written) if len(written) == 1 else ', '.join(written)}")

@@ -50,6 +50,11 @@ class Packing(Enum):
     none = "none"  # every question by itself
 
 
+class Closed(Enum):
+    generate = "generate"  # closed and multiple-choice questions are answered like all others
+    likelihood = "likelihood"  # … by the likeliest of the options (of the closed training answers): nothing to parse
+
+
 class Device(Enum):
     auto = "auto"  # the first free GPU, else the CPU
     cpu = "cpu"
@@ -103,6 +108,7 @@ class QuestionSet:
 class Dataset(QuestionSet):
     validation: Optional[str] = None  # a split, a file of conversations, or a fraction of the training images (0.1)
     over_long: OverLong = OverLong.refuse
+    normalize_terms: bool = False  # train on one form of each synonym (vlmft/evaluation/terms.yaml)
     sets: Dict[str, QuestionSet] = field(default_factory=dict)  # a mixture's members; empty for a single set
 
 
@@ -148,6 +154,9 @@ class Eval:
     protocols: List[str] = field(default_factory=lambda: ["normalized", "strict"])
     max_rows: Optional[int] = None  # of each set
     bad_rows: BadRows = BadRows.refuse  # drop: of each set, whatever the set itself says
+    closed: Closed = Closed.generate
+    ablations: List[str] = field(default_factory=list)  # passes without the pictures: blank, shuffled
+    debug_matches: Any = 0  # print so many comparisons of each set (5 for true)
     generation: Generation = field(default_factory=Generation)
 
 

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
+from vlmft.data import leakage
 from vlmft.errors import DataError
 from vlmft.evaluation import results
-from vlmft.evaluation.evaluate import chosen_sets, evaluate, prompts_of
+from vlmft.evaluation.evaluate import TRAINED_ON, chosen_sets, evaluate, prompts_of
 from vlmft.hardware import Decisions, decide
 from vlmft.provenance import decided, write_decided
 from vlmft.schema import Config, Task, read_config
@@ -55,13 +56,14 @@ def train(config: Config, run: Path, status: Status) -> None:
     for what, count in (("over-long rows dropped", rows.dropped), ("images shrunk to fit", rows.shrunk)):
         if count:
             logger.info("data      %d %s", count, what)
-    seen = {image for question in split.train for image in question.images}
+    trained_on = leakage.trained_on(split.train)
+    leakage.write(run / TRAINED_ON, trained_on)
     for name, spec in chosen_sets(config.eval, config.dataset).items():
         # What is wrong with a test set shows before training.
         test, _ = prompts_of(encoder, spec, config.eval, limit, policy)
-        pictures = {image for question in test.questions for image in question.images}
-        if shared := len(seen & pictures):
-            logger.warning("data      %d of the %d test images of %s are also trained on", shared, len(pictures), name)
+        found = leakage.sentences(leakage.audit(trained_on, test.questions).counts, name)
+        for sentence in found or [f"nothing of {name} is in train"]:
+            logger.info("leakage   %s", sentence)
     decisions = _decisions(config, run, rows.rows, encoder.image_token_id)
     model = load_model(config.model, decisions.load_dtype, config.method.quantization)
     freeze(model, **vars(config.model.freeze))
@@ -77,8 +79,11 @@ def train(config: Config, run: Path, status: Status) -> None:
         config, model=model, encoder=encoder, rows=rows.rows, validation=held_out.rows,
         decisions=decisions, run=run, callbacks=callbacks,
     )  # fmt: skip
-    dropped = {"dropped_rows": split.dropped, "over_long_dropped": rows.dropped, "images_shrunk": rows.shrunk}
-    results.update(run, train=summary | {"device": decisions.as_dict()} | dropped)
+    counts = {
+        "dropped_rows": split.dropped, "over_long_dropped": rows.dropped, "images_shrunk": rows.shrunk,
+        "answers_renamed": split.renamed,
+    }  # fmt: skip
+    results.update(run, train=summary | {"device": decisions.as_dict()} | counts)
     sft.put_in_place(run)  # last: from here on the training counts as done
 
 

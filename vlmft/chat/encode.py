@@ -15,7 +15,7 @@ from typing import Any
 from vlmft.chat import images
 from vlmft.chat.image_cache import ImageCache
 from vlmft.chat.prompts import messages, target
-from vlmft.data.question import Question
+from vlmft.data.question import Question, Turn
 from vlmft.errors import DataError
 from vlmft.schema import AnswerStyle, OverLong
 
@@ -90,6 +90,10 @@ class Encoder:
         text = self._render(messages(question, self.style)[:-1], generate=True)
         ids, pictures = self._expand(self._tokens(text), question)
         return Row(_named(question), ids, [], pictures)
+
+    def answer_ids(self, turn: Turn) -> list[int]:
+        """The tokens that follow a prompt: the turn's answer as it is trained, and the end of the turn."""
+        return [*self._tokens(target(turn, self.style)), self.end_id]
 
     def _row(self, question: Question, labelled: int) -> Row:
         """The row of a conversation with its last `labelled` answers trained."""

@@ -49,11 +49,13 @@ def load(
     percent: float = 100.0,
     seed: int = 0,
     drop_bad_rows: bool = False,
+    need_images: bool = True,
 ) -> Loaded:
     """The usable questions of a split: `percent` of them, at most `limit`, in whole images (but at least one image).
 
     DataError if the set is not where it should be, if rows are bad and neither `spec.bad_rows` nor
     `drop_bad_rows` says to drop them, or if nothing is left. Defects of the published files are always left out.
+    `need_images=False` takes questions whose pictures are not there.
     """
     name = f"{set_name(spec)} {split}"
     if limit is not None and limit < 1:
@@ -70,7 +72,7 @@ def load(
     questions: list[Question] = []
     dropped: list[BadRow] = []
     for row in module.read(spec, split):
-        if isinstance(row, Question) and (missing := _missing_image(row, exists)):
+        if need_images and isinstance(row, Question) and (missing := _missing_image(row, exists)):
             reason = f"image {missing} is not there (dataset.image_root= says where the images lie)"
             row = BadRow(place, f"with id {row.id}", reason)
         if isinstance(row, BadRow):

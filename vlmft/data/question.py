@@ -9,6 +9,16 @@ CLOSED = "closed"
 OPEN = "open"
 IMAGE_MARK = "<image>"
 
+VQA = "vqa"  # a short answer in words
+MULTIPLE_CHOICE = "multiple_choice"  # a letter, or the text of one of `options`
+MULTI_LABEL = "multi_label"  # labels between ; or ,
+DETECTION = "detection"  # [[x1, y1, x2, y2], …]
+INSTANCE_DETECTION = "instance_detection"  # {"class": [[x1, y1, x2, y2], …], …}
+COUNTING = "counting"  # a whole number
+REGRESSION = "regression"  # a number
+REPORT = "report"  # a text of several sentences
+TASKS = (VQA, MULTIPLE_CHOICE, MULTI_LABEL, DETECTION, INSTANCE_DETECTION, COUNTING, REGRESSION, REPORT)
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -24,7 +34,8 @@ class Question:
     """A row of a set. The last turn is the one that is scored; earlier turns are history.
 
     `id` is unique within a set and split and stable between runs. `images` are absolute paths. `facts` holds what the
-    publisher says of the row (modality, organ, question type, …), as strings, for breakdowns of the score.
+    publisher says of the row (modality, organ, question type, …), as strings, for breakdowns of the score. The fact
+    `box_space` says in what the boxes of a detection task are measured: "pixels" (also where it is absent) or "0-1000".
     """
 
     id: str
@@ -33,6 +44,8 @@ class Question:
     turns: tuple[Turn, ...]
     answer_type: str
     facts: Mapping[str, str] = field(default_factory=dict)
+    task: str = VQA  # what form of answer is asked for, one of TASKS
+    options: tuple[str, ...] = ()  # of a multiple-choice question: their texts, A first
 
     @property
     def text(self) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from vlmft.data.load import image_groups, load, pick, source
 from vlmft.data.mixture import load_mixture, training_sets, weighted
-from vlmft.data.question import Question
+from vlmft.data.question import VQA, Question
 from vlmft.errors import DataError
+from vlmft.evaluation import terms
 from vlmft.schema import BadRows, Dataset, QuestionSet
 
 
@@ -18,6 +19,7 @@ class TrainingSplit:
     train: list[Question]
     validation: list[Question]
     dropped: int  # bad rows left out
+    renamed: int = 0  # answers that `dataset.normalize_terms` wrote in another form
 
     def describe(self) -> str:
         """Counts in words, per set."""
@@ -28,7 +30,8 @@ class TrainingSplit:
         named = ", ".join(f"{name} {count:,}" for name, count in sets.items())
         held_out = f", {len(self.validation):,} questions held out for validation" if self.validation else ""
         dropped = f", {self.dropped:,} bad rows dropped" if self.dropped else ""
-        return f"{len(self.train):,} questions on {images:,} images ({named}){held_out}{dropped}"
+        renamed = f", {self.renamed:,} answers in another form (normalize_terms)" if self.renamed else ""
+        return f"{len(self.train):,} questions on {images:,} images ({named}){held_out}{dropped}{renamed}"
 
 
 def training_questions(dataset: Dataset, seed: int) -> TrainingSplit:
@@ -45,7 +48,22 @@ def training_questions(dataset: Dataset, seed: int) -> TrainingSplit:
             rest, aside = split_off(part.questions, fraction, seed)
             part.questions[:] = rest
             held_out += aside
-    return TrainingSplit(weighted(loaded, weights, seed), held_out, dropped)
+    train, renamed = weighted(loaded, weights, seed), 0
+    if dataset.normalize_terms:
+        before = train
+        train, held_out = _one_form(train), _one_form(held_out)
+        renamed = sum(old.answer != new.answer for old, new in zip(before, train, strict=True))
+    return TrainingSplit(train, held_out, dropped, renamed)
+
+
+def _one_form(questions: list[Question]) -> list[Question]:
+    """The questions with the synonyms of each answer in words in one form; letters, boxes and reports stay."""
+    return [
+        replace(question, turns=tuple(replace(turn, answer=terms.target(turn.answer)) for turn in question.turns))
+        if question.task == VQA
+        else question
+        for question in questions
+    ]
 
 
 def validation_sets(dataset: Dataset) -> list[tuple[QuestionSet, str]]:

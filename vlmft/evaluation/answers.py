@@ -7,28 +7,15 @@ The rule never guesses: a text that is not clearly an answer is unparsed, and wh
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
-from vlmft.data.question import CLOSED
+from vlmft.data.question import CLOSED, MULTIPLE_CHOICE, VQA
+from vlmft.evaluation.answer_kinds import OK, Parsed, leading_yes_no
 
-OK = "ok"  # an answer was read
 EMPTY = "empty"  # the model stopped without saying anything, or with nothing between its answer tags
 UNCLOSED_THINK = "unclosed_think"  # it was still thinking when it ended; a thought is not an answer
 TRUNCATED = "truncated"  # the token limit came before the answer was closed
-AMBIGUOUS = "ambiguous"  # a yes/no question: yes or no was said, but not as one clear answer ("yes and no")
-OFF_VOCAB = "off_vocab"  # a yes/no question: neither was said ("the lungs are normal")
 
 LIMIT = "length"  # the finish_reason of a completion that was cut by the token limit
-
-
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """An answer and how it was come by: `text` is None exactly where `status` is not `ok`, and never
-    empty."""
-
-    text: str | None
-    status: str
-
 
 _BOX_OPEN, _BOX_CLOSE = "<|begin_of_box|>", "<|end_of_box|>"  # GLM-4.xV's own way of writing \boxed{}
 _BOX_TOKEN = re.compile(r"<\|(?:begin|end)_of_box\|>")
@@ -41,30 +28,17 @@ _THINK = re.compile(r"<(/?)think(?:ing)?\s*>", re.IGNORECASE)
 _ANSWER_OPEN = re.compile(r"<answer\s*>", re.IGNORECASE)
 _ANSWER_CLOSE = re.compile(r"</answer\s*>", re.IGNORECASE)
 _BRACE = re.compile(r"\\boxed\s*\{|[{}]")
-_TEXT_MACRO = re.compile(r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf)\s*\{([^{}]*)\}")
+_TEXT_BRACE = re.compile(r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf)\s*\{|[{}]")
 
-_DRESSING = re.compile(r"[*_`#\"“”]")  # markdown emphasis and quotation marks around a word
-_LEADING = re.compile(
-    r"\W*(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is\b\s*[:：]?|[:：])\W*)?"
-    r"(?P<word>yes|no)(?!\w|['’-]\w)",  # not "none", not "no-contrast"
+# a letter that is surely over: a mark or a reason follows. "B" and no more may go on as "Bilateral" or "B or C"
+_CUT_LETTER = re.compile(
+    r"\W*(?:(?:the\s+)?(?:(?:final|correct)\s+)?(?:answer|option)\s*(?:is\b\s*[:：]?|[:：])\W*)?"
+    r"[A-Za-z](?:[*_`]*[:.)\]：）．](?![A-Za-z]\b)|\s+(?:because|since|as)\b)",
     re.IGNORECASE,
 )
-# what turns a leading "yes" into no answer: "and no", "/no", or a choice left hanging
-_ALTERNATIVE = re.compile(
-    r"[\s,;]*(?:and\s*/\s*or\b|and\b|or\b|[/&|])[\s,]*(?P<other>yes\b|no\b|$)",
-    re.IGNORECASE,
-)
-_SAID = re.compile(r"\b(?:yes|no)\b", re.IGNORECASE)
-_WHOLE = {
-    "yes": "yes",
-    "no": "no",
-    **dict.fromkeys(("是", "是的", "有", "包含", "可以"), "yes"),
-    **dict.fromkeys(("否", "不是", "没有", "不包含", "不可以", "不"), "no"),
-}
-_STOPS = " \t\r\n.,!;:'()。，！；：、（）「」"
 
 
-def parse(raw: str, *, finish_reason: str, answer_type: str, think_prefilled: bool = False) -> Parsed:
+def parse(raw: str, *, finish_reason: str, answer_type: str, think_prefilled: bool = False, task: str = VQA) -> Parsed:
     """The answer a completion gives, read in this order; never raises on any text.
 
     1. Special tokens go. What counts is what follows the last closing think tag. A think tag that is open at
@@ -78,10 +52,12 @@ def parse(raw: str, *, finish_reason: str, answer_type: str, think_prefilled: bo
     answer only where it had closed one, in answer tags or a box: the last closed one stands. Anything else is
     `truncated`: an open answer that reached the limit has rambled past its answer, or lacks its end. A closed
     question that leads with the word yes or no is answered by it, whatever was cut later (a word that ends
-    exactly at the cut counts, so that one new token can be enough).
+    exactly at the cut counts, so that one new token can be enough). A multiple-choice question (`task`) that
+    leads with a letter and a mark or a reason after it ("B. Magn", "The answer is B because") is answered by
+    that; a letter at the very cut is not, it may be the first of a word.
 
-    `ambiguous` and `off_vocab` are not given here but by `parse_yes_no`: they depend on the gold being yes or
-    no.
+    `ambiguous`, `off_vocab` and `refusal` are not given here but by `answer_kinds`: they depend on what was
+    asked for.
     """
     text = _SPECIAL.sub("", raw)
     tags = list(_THINK.finditer(text))
@@ -96,51 +72,13 @@ def parse(raw: str, *, finish_reason: str, answer_type: str, think_prefilled: bo
     boxed = _last_box(span)
     answer = (_BOX_TOKEN.sub("", span) if boxed is None else boxed).strip()
     finished = not cut or closed or boxed is not None
-    if not finished and not (answer_type == CLOSED and _leading_yes_no(answer)):
+    if task == MULTIPLE_CHOICE:
+        said_before_the_cut = _CUT_LETTER.match(answer) is not None
+    else:
+        said_before_the_cut = answer_type == CLOSED and leading_yes_no(answer) is not None
+    if not finished and not said_before_the_cut:
         return Parsed(None, TRUNCATED)
     return Parsed(answer, OK) if answer else Parsed(None, EMPTY)
-
-
-def parse_yes_no(text: str) -> Parsed:
-    """`yes_no` with a status: `ok` with "yes" or "no"; else `ambiguous` where one of the words occurs
-    somewhere in `text`, `off_vocab` where neither does."""
-    word = _leading_yes_no(text) or yes_no_gold(text)
-    if word:
-        return Parsed(word, OK)
-    return Parsed(None, AMBIGUOUS if _SAID.search(text) else OFF_VOCAB)
-
-
-def yes_no(text: str) -> str | None:
-    """The word, "yes" or "no", that `text` leads with; None where it leads with neither.
-
-    The word may follow "(the) (final) answer is/:" and be followed by anything ("No effusion is seen" is a
-    no) but the other word as an alternative ("yes and no", "yes/no"). A word elsewhere does not count: "there
-    is no effusion" and "normal" are None, which is where substring scorers hand out points. Chinese answers
-    match a table as a whole.
-    """
-    return parse_yes_no(text).text
-
-
-def yes_no_gold(gold: str) -> str | None:
-    """The word, "yes" or "no", that is all of a gold answer (in Chinese: one of the table); else None.
-
-    Not the leading-word rule: a gold such as "No finding" is a label, and "no" is not right for it.
-    """
-    return _WHOLE.get(_DRESSING.sub("", gold).strip(_STOPS).lower())
-
-
-def _leading_yes_no(text: str) -> str | None:
-    plain = _DRESSING.sub("", text).strip()
-    match = _LEADING.match(plain)
-    if not match:
-        return None
-    word = match["word"].lower()
-    alternative = _ALTERNATIVE.match(plain, match.end())
-    if alternative and alternative["other"].lower() != word:
-        return None
-    if set(re.findall(r"\w+", plain[match.start("word") :].lower())) == {"yes", "no"}:  # "yes no", "No. Yes."
-        return None
-    return word
 
 
 def _answer_span(text: str, *, closed_only: bool) -> tuple[str, bool]:
@@ -179,7 +117,22 @@ def _last_box(text: str) -> str | None:
         best = start, inside[: inside.find(_BOX_CLOSE)]
     if best is None:
         return None
-    inside, before = _BOX_TOKEN.sub("", best[1]), ""
-    while inside != before:
-        inside, before = _TEXT_MACRO.sub(r"\1", inside), inside
-    return inside
+    return _without_text_macros(_BOX_TOKEN.sub("", best[1]))
+
+
+def _without_text_macros(text: str) -> str:
+    """`text` with every closed `\\text{…}` and its like replaced by what it holds."""
+    gone: list[tuple[int, int]] = []
+    stack: list[re.Match[str]] = []
+    for brace in _TEXT_BRACE.finditer(text):
+        if brace[0] != "}":
+            stack.append(brace)
+        elif stack:
+            opening = stack.pop()
+            if opening[0] != "{":
+                gone += [opening.span(), brace.span()]
+    kept, end = [], 0
+    for start, stop in sorted(gone):
+        kept.append(text[end:start])
+        end = stop
+    return "".join([*kept, text[end:]])

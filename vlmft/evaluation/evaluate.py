@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmft.data import leakage
 from vlmft.data.load import Loaded, load
 from vlmft.data.mixture import training_sets
+from vlmft.data.question import CLOSED, MULTIPLE_CHOICE, VQA, Question
 from vlmft.errors import DataError
 from vlmft.evaluation import floors, results
+from vlmft.evaluation.ablations import SHUFFLED, without_their_pictures
 from vlmft.evaluation.predictions import predictions_file
-from vlmft.identity import generation_hash, scoring_hash
-from vlmft.schema import BadRows, Dataset, Eval, OverLong, QuestionSet
+from vlmft.identity import generation_hash
+from vlmft.schema import BadRows, Closed, Dataset, Eval, OverLong, QuestionSet
 from vlmft.status import Status
 
 if TYPE_CHECKING:
     from vlmft.chat.encode import Encoded, Encoder
 
 logger = logging.getLogger(__name__)
+
+TRAINED_ON = "trained_on.jsonl"  # of a run: digests of its training rows, for the audit of any test set
 
 
 def chosen_sets(config: Eval, dataset: Dataset) -> dict[str, QuestionSet]:
@@ -42,8 +49,11 @@ def chosen_sets(config: Eval, dataset: Dataset) -> dict[str, QuestionSet]:
 
 
 def wanted(run: str, sets: dict[str, QuestionSet], config: Eval) -> dict[str, str]:
-    """Generation hash of each set, for the weights of the run named `run`."""
-    return {name: generation_hash(run, spec, config) for name, spec in sets.items()}
+    """Generation hash of each set and of its passes without pictures, for the weights of the run named `run`."""
+    hashes = {name: generation_hash(run, spec, config) for name, spec in sets.items()}
+    for kind in config.ablations:
+        hashes |= {f"{name}.{kind}": generation_hash(run, spec, config, kind) for name, spec in sets.items()}
+    return hashes
 
 
 def evaluate(
@@ -61,47 +71,82 @@ def evaluate(
     from vlmft.evaluation.generate import predict
 
     hashes = wanted(run.name, sets, config)
-    scoring = scoring_hash(config.protocols)
-    generate, rescore = results.pending(run, hashes, scoring)
+    generate, rescore = results.pending(run, hashes, config.protocols)
     for name in rescore:
-        results.score_set(run, name, config.protocols, hashes[name], scoring)
+        results.score_set(run, name, config.protocols, hashes[name])
+    trained_on = leakage.read(run / TRAINED_ON)
     for name in generate:
-        loaded, prompts = prompts_of(encoder, sets[name], config, max_row_tokens, over_long)
-        questions = loaded.questions
-        status.phase(f"evaluating {name}", total=len(questions))
+        set_, _, without = name.partition(".")
+        loaded, prompts = prompts_of(encoder, sets[set_], config, max_row_tokens, over_long, without)
+        status.phase(f"evaluating {name}", total=len(loaded.questions))
+        train = _training_questions(sets[set_])
+        notes = floors.learnt(train, loaded.questions)
+        facts: dict[str, Any] = {"dropped_rows": len(loaded.dropped), "shrunk_rows": prompts.shrunk}
+        if trained_on:
+            audit = leakage.audit(trained_on, loaded.questions)
+            notes = [note | row for note, row in zip(notes, audit.rows, strict=True)]
+            facts["leakage"] = audit.counts
         predict(
-            model, encoder, questions, prompts.rows, config.generation,
+            model, encoder, loaded.questions, prompts.rows, config.generation,
             predictions_file(run, name), hashes[name], status.advance,
+            notes=notes, options=options_of(loaded.questions, train) if config.closed is Closed.likelihood else None,
         )  # fmt: skip
-        results.score_set(
-            run, name, config.protocols, hashes[name], scoring,
-            floor=_floor(sets[name], questions), dropped_rows=len(loaded.dropped), shrunk_rows=prompts.shrunk,
-        )  # fmt: skip
+        results.score_set(run, name, config.protocols, hashes[name], **facts)
 
 
 def prompts_of(
-    encoder: Encoder, spec: QuestionSet, config: Eval, max_row_tokens: int, over_long: OverLong
+    encoder: Encoder, spec: QuestionSet, config: Eval, max_row_tokens: int, over_long: OverLong, without: str = ""
 ) -> tuple[Loaded, Encoded]:
     """The test questions of a set and their prompts, in the same order. Raises DataError for rows that cannot be used.
 
-    Test questions are never dropped for their length: `dataset.over_long=drop` refuses here.
+    Test questions are never dropped for their length: `dataset.over_long=drop` refuses here. `without` names a pass
+    whose prompts show other pictures than the questions' own.
     """
     from vlmft.chat.encode import fit
 
     loaded = load(spec, "test", limit=_limit(spec.max_test_rows, config.max_rows))
-    policy = over_long if over_long is OverLong.shrink_image else OverLong.refuse
-    return loaded, fit(encoder, map(encoder.prompt_row, loaded.questions), max_row_tokens, policy)
+    shown = without_their_pictures(loaded.questions, without) if without else loaded.questions
+    # Another picture may be larger than the question's own.
+    shrinks = over_long is OverLong.shrink_image or without == SHUFFLED
+    policy = OverLong.shrink_image if shrinks else OverLong.refuse
+    return loaded, fit(encoder, map(encoder.prompt_row, shown), max_row_tokens, policy)
+
+
+def options_of(questions: Sequence[Question], train: Sequence[Question]) -> list[list[str]]:
+    """What a question is answered with under `eval.closed=likelihood`; none for one whose answer is generated.
+
+    A multiple-choice question's own options (their letters, where that is how its gold is written); for a closed one
+    the closed answers of the training split, each in its commonest form, whatever its own gold is.
+    """
+    forms: dict[str, Counter[str]] = {}
+    for question in train:
+        if question.answer_type == CLOSED and question.task == VQA:
+            forms.setdefault(question.answer.strip().casefold(), Counter())[question.answer.strip()] += 1
+    closed = [counter.most_common(1)[0][0] for counter in forms.values()]
+    found = []
+    for question in questions:
+        if question.task == MULTIPLE_CHOICE and question.options:
+            letters = [chr(ord("A") + place) for place in range(len(question.options))]
+            found.append(letters if question.answer.strip() in letters else list(question.options))
+        elif question.task == VQA and question.answer_type == CLOSED:
+            if not closed:
+                raise DataError(
+                    f"eval.closed=likelihood: {question.set} has no training questions to take the closed answers from"
+                )
+            found.append(closed)
+        else:
+            found.append([])
+    return found
 
 
 def _limit(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _floor(spec: QuestionSet, questions: list[Any]) -> dict[str, Any]:
-    """What can be scored without looking: learnt from the set's own training questions, where it has any."""
+def _training_questions(spec: QuestionSet) -> list[Question]:
+    """The set's own training questions, for what is learnt from them without looking; none where it has none."""
     try:
-        train = load(spec, "train", drop_bad_rows=True).questions
+        return load(spec, "train", drop_bad_rows=True, need_images=False).questions
     except DataError as error:
-        logger.warning("%s has no training questions to take a question-only floor from: %s", spec.name, error)
-        return {}
-    return {"question_only": floors.question_only_scores(train, questions)}
+        logger.warning("%s has no training questions to take its floors from: %s", spec.name, error)
+        return []

@@ -1,30 +1,36 @@
-"""What a set can be scored without looking at an image: the floor that a model must be read against.
+"""What a set can be scored without looking at an image: the floors that a model must be read against.
 
-A model that fine-tuning taught no more than the questions' usual answers reaches it; on SLAKE-en it stands at
-54 %.
+A model that fine-tuning taught no more than the questions' usual answers reaches the question-only floor; on SLAKE-en
+it stands at 54 %. What each floor says of a test question is kept in its record, so that it is scored again with it.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlmft.data.question import Question
-from vlmft.evaluation.metrics import normalize, score
-from vlmft.evaluation.predictions import record
+from vlmft.data.question import COUNTING, REGRESSION, VQA, Question
+from vlmft.evaluation.metrics import normalize
+
+CONSTANT, QUESTION_ONLY = "constant", "question_only"
 
 
-def question_only(train: Sequence[Question], test: Sequence[Question]) -> list[str]:
-    """The blind answer to each test question, in order, learnt from the train questions' text.
+def learnt(train: Sequence[Question], test: Sequence[Question]) -> list[dict[str, Any]]:
+    """For each test question, in order, what the train questions' text gives away:
 
-    It is the most common train answer of the first group that is not empty: the same normalised question, the
-    same first two words, the same answer type, all of train. Answers are counted stripped and case-folded and
-    returned in the form seen first; of equally common ones the one seen first wins. Raises ValueError where
-    train is empty.
+    `constant`       the most common train answer of its answer type (of its task, where that is not words)
+    `question_only`  the most common train answer of the first group that is not empty: the same normalised question,
+                     the same first two words, the same answer type, all of train
+    `answer_seen`    whether its gold is among the train answers
+    `median`         in counting and regression: the median of the train answers
+
+    Answers are counted stripped and case-folded and returned in the form seen first; of equally common ones the one
+    seen first wins. No train questions: nothing is learnt.
     """
     if not train:
-        raise ValueError("The question-only floor needs training questions; there are none.")
+        return [{} for _ in test]
     counts: dict[tuple[str, str], Counter[str]] = {}
     forms: dict[str, str] = {}
     for question in train:
@@ -34,24 +40,27 @@ def question_only(train: Sequence[Question], test: Sequence[Question]) -> list[s
             counts.setdefault(key, Counter())[answer.casefold()] += 1
     # most_common keeps the order of insertion among equals
     best = {key: forms[counter.most_common(1)[0][0]] for key, counter in counts.items()}
-    return [next(best[key] for key in _keys(question) if key in best) for question in test]
+    medians = {task: _median([q.answer for q in train if q.task == task]) for task in (COUNTING, REGRESSION)}
+    notes = []
+    for question in test:
+        keys = _keys(question)
+        note = {
+            CONSTANT: next(best[key] for key in keys[2:] if key in best),
+            QUESTION_ONLY: next(best[key] for key in keys if key in best),
+            "answer_seen": question.answer.strip().casefold() in forms,
+        }
+        if (median := medians.get(question.task)) is not None:
+            note["median"] = median
+        notes.append(note)
+    return notes
 
 
-def question_only_scores(
-    train: Sequence[Question], test: Sequence[Question], protocol: str = "normalized"
-) -> dict[str, float | None]:
-    """The scores of `question_only` as shares: "accuracy" over all, "closed" accuracy and "open" exact match
-    (None where test has no such questions). Raises ValueError as `question_only` and `metrics.score` do."""
-    records: list[dict[str, Any]] = [
-        record(question, raw=answer, tokens=0, finish_reason="stop", think_prefilled=False, generation="blind")
-        for question, answer in zip(test, question_only(train, test), strict=True)
-    ]
-    result = score(records, [protocol])["scores"][protocol]
-    return {
-        "accuracy": result["accuracy"],
-        "closed": result["closed"]["accuracy"],
-        "open": result["open"]["exact_match"],
-    }
+def as_predictions(records: Sequence[Mapping[str, Any]], floor: str) -> list[dict[str, Any]]:
+    """The records with what the floor says as their answers; none where one of them has no such floor."""
+    if not all(floor in record.get("train", {}) for record in records):
+        return []
+    said = {"finish_reason": "stop", "think_prefilled": False}
+    return [dict(record) | said | {"raw": record["train"][floor]} for record in records]
 
 
 def _keys(question: Question) -> tuple[tuple[str, str], ...]:
@@ -60,6 +69,13 @@ def _keys(question: Question) -> tuple[tuple[str, str], ...]:
     return (
         ("question", plain),
         ("first two words", " ".join(plain.split()[:2])),
-        ("answer type", question.answer_type),
+        ("answer type", question.answer_type if question.task == VQA else question.task),
         ("all", ""),
     )
+
+
+def _median(answers: Sequence[str]) -> float | None:
+    from statistics import median
+
+    numbers = [float(answer) for answer in answers if re.fullmatch(r"\s*[-+]?\d+(\.\d+)?\s*", answer)]
+    return median(numbers) if numbers else None

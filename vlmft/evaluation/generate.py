@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
+from vlmft.chat import images
 from vlmft.chat.collate import collate, for_model
 from vlmft.chat.encode import Encoder, Row
 from vlmft.chat.packing import Pack, groups
-from vlmft.data.question import Question
-from vlmft.evaluation import shared_prefix
+from vlmft.data.question import DETECTION, INSTANCE_DETECTION, Question
+from vlmft.evaluation import likelihood, shared_prefix
+from vlmft.evaluation.batches import batches
 from vlmft.evaluation.predictions import (
     as_line,
     partial_file,
@@ -29,7 +31,7 @@ _AUTO_NEW_TOKENS = {
     AnswerStyle.plain: 64, AnswerStyle.answer: 64, AnswerStyle.think: 2048, AnswerStyle.think_answer: 2048
 }  # fmt: skip
 
-_BATCH_TOKENS = 65_536  # of keys in memory: some 3 GB for GLM-4.1V-9B, 10 GB for Qwen3-VL-4B
+_OPTIONS_AT_ONCE = 512  # questions whose rows, one for each option, are held in memory
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +45,14 @@ def predict(
     file: Path,
     generation: str,
     on_progress: Callable[[int], None],
+    notes: Sequence[dict[str, Any]] = (),
+    options: Sequence[Sequence[str]] | None = None,
 ) -> list[dict[str, Any]]:
     """Answer every question, and return the records in the order of `questions`.
 
-    `rows` are the prompts of `questions`, in the same order. Records are kept batch by batch beside `file` until they
-    are whole, so that a killed evaluation goes on where it was.
+    `rows` are the prompts of `questions`, `notes` what their records say of the training rows, and `options` what they
+    are to be answered with (nothing: freely), each in the same order. Records are kept batch by batch beside `file`
+    until they are whole, so that a killed evaluation goes on where it was.
     """
     partial = partial_file(file, generation)
     wanted = {question.id for question in questions}
@@ -55,12 +60,15 @@ def predict(
     write_predictions(partial, kept)
     done = {r["id"]: r for r in kept}
     on_progress(len(done))
-    todo = [pair for pair in zip(questions, rows, strict=True) if pair[0].id not in done]
+    todo = [number for number, question in enumerate(questions) if question.id not in done]
     with open(partial, "a", encoding="utf-8") as out:
-        for numbers, replies in answer_all(model, encoder, [row for _, row in todo], settings):
+        for numbers, replies in _replies(model, encoder, rows, options, todo, settings):
             for number, reply in zip(numbers, replies, strict=True):
-                question = todo[number][0]
-                done[question.id] = record(question, generation=generation, **reply)
+                question = questions[number]
+                known: dict[str, Any] = {"train": notes[number]} if notes else {}
+                if question.task in (DETECTION, INSTANCE_DETECTION) and question.images:
+                    known["image_size"] = images.size(question.images[0])
+                done[question.id] = record(question, generation=generation, **reply, **known)
                 out.write(as_line(done[question.id]))
             out.flush()
             on_progress(len(done))
@@ -68,6 +76,28 @@ def predict(
     write_predictions(partial, ordered)
     put_in_place(file, partial)
     return ordered
+
+
+def _replies(
+    model: Any,
+    encoder: Encoder,
+    rows: Sequence[Row],
+    options: Sequence[Sequence[str]] | None,
+    todo: Sequence[int],
+    settings: Generation,
+) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
+    """The replies to the questions numbered `todo`, batch by batch: the likeliest option where there are any."""
+    free = [number for number in todo if options is None or not options[number]]
+    for numbers, replies in answer_all(model, encoder, [rows[number] for number in free], settings):
+        yield [free[number] for number in numbers], replies
+    if options is None:
+        return
+    bound = [number for number in todo if options[number]]
+    for start in range(0, len(bound), _OPTIONS_AT_ONCE):
+        part = bound[start : start + _OPTIONS_AT_ONCE]
+        prompts, among = [rows[number] for number in part], [options[number] for number in part]
+        for numbers, replies in likelihood.choose(model, encoder, prompts, among, settings):
+            yield [part[number] for number in numbers], replies
 
 
 def answer_all(
@@ -82,40 +112,14 @@ def answer_all(
         logger.info("packing   none in evaluation: not proven to give the same text for %s", model.config.model_type)
         shares = False
     if not shares:
-        for batch in _batches(rows, [([number], 0) for number in range(len(rows))], settings.batch_size):
+        for batch in batches(rows, [([number], 0) for number in range(len(rows))], settings.batch_size):
             numbers = [number for part, _ in batch for number in part]
             yield numbers, list(generate(model, encoder, [rows[number] for number in numbers], settings))
         return
-    for batch in _batches(rows, groups(rows, encoder.image_token_id), settings.batch_size):
+    for batch in batches(rows, groups(rows, encoder.image_token_id), settings.batch_size):
         packs = [Pack(tuple(rows[number] for number in part), prefix) for part, prefix in batch]
         said = shared_prefix.greedy(model, encoder, packs, _limit(encoder, settings))
         yield [number for part, _ in batch for number in part], [_reply(encoder, ids) for ids in said]
-
-
-def _batches(
-    rows: Sequence[Row], together: list[tuple[list[int], int]], size: int
-) -> Iterator[list[tuple[list[int], int]]]:
-    """Groups of row numbers in batches of at most `size` rows; like lengths together, the largest first.
-
-    A batch's prompts have at most `_BATCH_TOKENS` tokens, each counted whole, as their keys are kept while they decode.
-    """
-    size = max(1, min(size, _BATCH_TOKENS // max(map(_length, rows), default=1)))
-    parts = [(part[n : n + size], prefix) for part, prefix in together for n in range(0, len(part), size)]
-    parts.sort(key=lambda part: -max(_length(rows[number]) for number in part[0]))
-    batch: list[tuple[list[int], int]] = []
-    held = 0
-    for part in parts:
-        if held + len(part[0]) > size:
-            yield batch
-            batch, held = [], 0
-        batch.append(part)
-        held += len(part[0])
-    if batch:
-        yield batch
-
-
-def _length(row: Row) -> int:
-    return len(row.input_ids)
 
 
 def generate(model: Any, encoder: Encoder, rows: Sequence[Row], settings: Generation) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,13 @@ from vlmft.files import write_text
 
 
 def predictions_file(run: Path, name: str) -> Path:
+    """Of a set, or of one of its passes without the pictures: `<set>.<pass>`."""
     return run / f"predictions_{name}.jsonl"
+
+
+def predicted_sets(run: Path) -> list[str]:
+    """The names that `run` has whole predictions for, in alphabetical order."""
+    return sorted(file.name[len("predictions_") : -len(".jsonl")] for file in run.glob("predictions_*.jsonl"))
 
 
 def partial_file(file: Path, generation: str) -> Path:
@@ -49,9 +55,20 @@ def generation_of(file: Path) -> str | None:
 
 
 def record(
-    question: Question, *, raw: str, tokens: int, finish_reason: str, think_prefilled: bool, generation: str
+    question: Question,
+    *,
+    raw: str,
+    tokens: int,
+    finish_reason: str,
+    think_prefilled: bool,
+    generation: str,
+    **more: Any,
 ) -> dict[str, Any]:
-    """What is kept of a reply: all that scoring, reports and a later second look need."""
+    """What is kept of a reply: all that scoring, reports and a later second look need.
+
+    `more` may hold `train` (what the training rows have of this question: `floors.learnt`, `leakage.audit`), `shown`
+    (other images than its own), `likelihood` (of its options) and `image_size`.
+    """
     return {
         "id": question.id,
         "set": question.set,
@@ -59,13 +76,15 @@ def record(
         "question": question.text,
         "gold": question.answer,
         "answer_type": question.answer_type,
+        "task": question.task,
+        "options": list(question.options),
         "facts": dict(question.facts),
         "raw": raw,
         "tokens": tokens,
         "finish_reason": finish_reason,
         "think_prefilled": think_prefilled,
         "generation": generation,
-    }
+    } | more
 
 
 def read_predictions(file: Path) -> list[dict[str, Any]]:

@@ -6,11 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlmft.evaluation import metrics
+from vlmft.evaluation import terms
+from vlmft.evaluation.comparison import compare
 from vlmft.evaluation.predictions import generation_of, predictions_file, read_predictions
+from vlmft.evaluation.protocols import PROTOCOLS, SCORER_VERSION
+from vlmft.evaluation.scores import score
 from vlmft.files import read_json, write_json
 
-SCHEMA = 1
+SCHEMA = 2
+FACTS = ("dropped_rows", "shrunk_rows", "leakage")  # of an evaluation, beside what its predictions say
+
+
+def scoring_hash() -> str:
+    """What decides the scores of given predictions under given protocols; another one scores again."""
+    return f"{SCORER_VERSION}-{terms.digest()}"
 
 
 def read(run: Path) -> dict[str, Any]:
@@ -27,33 +36,27 @@ def update(run: Path, **values: Any) -> dict[str, Any]:
     return result
 
 
-def score_set(
-    run: Path,
-    name: str,
-    protocols: Sequence[str],
-    generation: str,
-    scoring: str,
-    floor: Any = None,
-    **facts: Any,
-) -> None:
+def score_set(run: Path, name: str, protocols: Sequence[str], generation: str, **facts: Any) -> None:
     """Score the stored predictions on one set and keep the outcome, with the hashes that say what it belongs to.
 
-    `floor` None keeps the floor that was computed when the set's own training questions were at hand.
+    Protocols that it was scored under before are scored again beside `protocols`. `facts` (rows left out, leakage) are
+    what scoring cannot know; those of before stay. A pass without the pictures also gets its difference to the set.
     """
     evaluations = read(run)["evaluations"]
     before = evaluations.get(name, {})
-    evaluations[name] = {
-        **metrics.score(read_predictions(predictions_file(run, name)), protocols),
-        "floor": before.get("floor") if floor is None else floor,
-        "generation": generation,
-        "scoring": scoring,
-        **{key: value for key, value in before.items() if key in ("dropped_rows", "shrunk_rows")},
-        **facts,
-    }
+    again = [protocol for protocol in before.get("scores", {}) if protocol in PROTOCOLS]
+    named = list(dict.fromkeys([*protocols, *again]))
+    records = read_predictions(predictions_file(run, name))
+    entry = score(records, named)
+    real = read_predictions(predictions_file(run, name.partition(".")[0])) if "." in name else []
+    if {row["id"] for row in real} & {row["id"] for row in records}:
+        entry["difference"] = {protocol: compare(records, real, protocol) for protocol in named}
+    kept = {key: value for key, value in before.items() if key in FACTS}
+    evaluations[name] = {**entry, "generation": generation, "scoring": scoring_hash(), **kept, **facts}
     update(run, evaluations=evaluations)
 
 
-def pending(run: Path, wanted: dict[str, str], scoring: str) -> tuple[list[str], list[str]]:
+def pending(run: Path, wanted: dict[str, str], protocols: Sequence[str]) -> tuple[list[str], list[str]]:
     """Of the sets in `wanted` (name → generation hash): those to generate, and those only to score again."""
     evaluations = read(run)["evaluations"]
     generate, rescore = [], []
@@ -62,6 +65,6 @@ def pending(run: Path, wanted: dict[str, str], scoring: str) -> tuple[list[str],
         # The file decides, not what was written about it: a kill may have come between the two.
         if not generation == found.get("generation") == generation_of(predictions_file(run, name)):
             generate.append(name)
-        elif found.get("scoring") != scoring:
+        elif found.get("scoring") != scoring_hash() or not set(protocols) <= set(found["scores"]):
             rescore.append(name)
     return generate, rescore

@@ -1,42 +1,152 @@
-"""The small table at the end of a command: scores of each set, with the floor beside them."""
+"""What a command prints at its end: the scores of each set with their intervals and floors, and comparisons."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from vlmft.evaluation.ablations import PASSES
+from vlmft.evaluation.answer_kinds import OK
+from vlmft.evaluation.floors import QUESTION_ONLY
+from vlmft.evaluation.protocols import judge
+from vlmft.evaluation.task_metrics import LOWER_IS_BETTER
+
+MANY_UNPARSED = 0.02  # from here on it is said: such a score measures the output's form as well
+_COLUMNS = {  # metric → heading; one that no set has is left out
+    "closed_accuracy": "closed",
+    "open_exact_match": "open EM",
+    "open_f1": "open F1",
+    "open_recall": "open recall",
+    "accuracy_terms": "terms",
+    "parse_rate": "parsed",
+}
+
 
 def print_table(result: dict[str, Any]) -> None:
-    """Print what training took and, per set and protocol, the shares right; nothing of what is not there."""
+    """Print what training took and, per set and protocol, the scores; nothing of what is not there."""
     if train := result["train"]:
         loss = "" if train["loss"] is None else f", last loss {train['loss']:.4f}"
         print(
             f"trained   {train['steps']:,} steps, {train['questions']:,} questions in {train['seconds']:.0f} s "
             f"({train['questions_per_second'] or 0:.0f} questions/s){loss}"
         )
-    if not result["evaluations"]:
-        return
-    table = Table(box=None, pad_edge=False, title=result["run"], title_justify="left")
+    if result["evaluations"]:
+        print_scores(result["run"], result["evaluations"])
+
+
+def print_scores(title: str, evaluations: dict[str, Any]) -> None:
+    """Print the scores of each set and protocol, and below what has to be known to read them."""
+    sets = {name: found for name, found in evaluations.items() if "." not in name}
+    lines = [(name, found, protocol) for name, found in sets.items() for protocol in found["scores"]]
+    metrics = [m for m in _COLUMNS if any(m in found["scores"][protocol]["metrics"] for _, found, protocol in lines)]
+    passes = [kind for kind in PASSES if any(f"{name}.{kind}" in evaluations for name in sets)]
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
     table.add_column("set")
     table.add_column("protocol")
-    for name in ("n", "accuracy", "closed", "open EM", "open F1", "unparsed", "floor"):
-        table.add_column(name, justify="right")
-    for name, found in result["evaluations"].items():
-        for protocol, scores in found["scores"].items():
-            floor = (found.get("floor") or {}).get("question_only", {}).get("accuracy")
-            table.add_row(
-                name, protocol, f"{found['n']:,}", _share(scores["accuracy"]), _share(scores["closed"]["accuracy"]),
-                _share(scores["open"]["exact_match"]), _share(scores["open"]["f1"]), _share(found["unparsed_rate"]),
-                _share(floor) if protocol == "normalized" else "",
-            )  # fmt: skip
-    console = Console()
-    console = Console(width=max(100, console.width))  # a pipe is taken for 80 columns, which cuts the headings
-    console.print(table)
-    if any(found.get("floor") for found in result["evaluations"].values()):
-        print("floor: what the question alone gives away (the most common training answer to it)")
+    for heading in ("n", "", "95 %", *(_COLUMNS[metric] for metric in metrics), "unparsed", "floor", *passes):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, found, protocol in lines:
+        scores = found["scores"][protocol]
+        head = scores["headline"]
+        without = [evaluations.get(f"{name}.{kind}", {}).get("scores", {}).get(protocol) for kind in passes]
+        table.add_row(
+            name,
+            protocol,
+            f"{found['n']:,}",
+            f"{head.replace('_', ' ')} {_number(scores['metrics'].get(head, {}).get('value'), head)}",
+            _interval(scores["metrics"].get(head, {}), head),
+            *(_number(scores["metrics"].get(metric, {}).get("value"), metric) for metric in metrics),
+            _number(scores["unparsed_rate"], ""),
+            _number(found["floor"].get(QUESTION_ONLY, {}).get(protocol, {}).get(head), head),
+            *(_number(other["metrics"].get(head, {}).get("value") if other else None, head) for other in without),
+        )
+    _console().print(table)
+    for line in _remarks(sets, evaluations):
+        print(line)
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
+def print_matches(name: str, records: Sequence[Mapping[str, Any]], protocol: str) -> None:
+    """Print these comparisons of a set: what was said, what was understood, the gold, and the verdict."""
+    print(f"{name}, {protocol}: raw | understood | gold | verdict")
+    for record in records:
+        verdict = judge(record, protocol)
+        understood = "–" if verdict.parsed is None else repr(verdict.parsed)
+        outcome = "right" if verdict.correct else "wrong" if verdict.status == OK else f"wrong ({verdict.status})"
+        print(f"  {record['raw']!r} | {understood} | {record['gold']!r} | {outcome}")
+
+
+def print_comparisons(rows: Sequence[Mapping[str, Any]], protocol: str) -> None:
+    """Print each comparison of two runs on one set (`comparison.compare` with set, first, second and p_holm)."""
+    table = Table(box=None, pad_edge=False, title=f"second minus first, {protocol}", title_justify="left")
+    for heading in ("set", "first", "second", "metric"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("n", "difference", "p", "p (Holm)"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["set"], row["first"], row["second"], row["metric"].replace("_", " "), f"{row['n']:,}", _points(row),
+            _p(row["p"]), _p(row["p_holm"]),
+        )  # fmt: skip
+    _console().print(table)
+    print(f"p: {rows[0]['test']}; Holm over these {len(rows)}; differences with a paired bootstrap over images, 95 %")
+
+
+def _remarks(sets: dict[str, Any], evaluations: dict[str, Any]) -> Iterable[str]:
+    if any(found["floor"].get(QUESTION_ONLY) for found in sets.values()):
+        yield "floor: what the question alone gives away (the most common training answer to it)"
+    for name, found in sets.items():
+        points = 100 * found["smallest_difference"]
+        yield f"{name}: two models have to differ by {points:.1f} points to be told apart (80 % power, 15 % discordant)"
+        rate = max(scores["unparsed_rate"] for scores in found["scores"].values())
+        if rate > MANY_UNPARSED:
+            yield f"{name}: {100 * rate:.1f} % of the answers could not be read and count as wrong"
+        for trained, counts in found.get("leakage", {}).items():
+            if counts["same_image"]:
+                protocol, scores = next(iter(found["scores"].items()))
+                rest = scores["without_duplicates"]
+                apart = (
+                    f"; without the {counts['same_pair']} duplicate rows {scores['headline'].replace('_', ' ')} "
+                    f"{_number(rest['value'], scores['headline'])} ({protocol})"
+                    if rest
+                    else ""
+                )
+                yield (
+                    f"{name}: {counts['same_image']} of its {counts['images']} images are also trained on "
+                    f"(with {trained}){apart}"
+                )
+    for name, found in evaluations.items():
+        for protocol, change in list(found.get("difference", {}).items())[:1]:
+            yield (
+                f"{name.replace('.', ', ')}: the pictures are worth {_points(change)} ({protocol}, "
+                f"p {_p(change['p'])}, {change['test']})"
+            )
+
+
+def _console() -> Console:
+    return Console(width=max(140, Console().width))  # a pipe is taken for 80 columns, which cuts the headings
+
+
+def _points(change: Mapping[str, Any]) -> str:
+    scale, unit = (1, "") if change["metric"] in LOWER_IS_BETTER else (100, " points")
+    low, high = (f"{scale * change[key]:+.1f}" for key in ("low", "high"))
+    return f"{scale * change['difference']:+.1f}{unit} [{low}, {high}]"
+
+
+def _p(value: float) -> str:
+    return f"= {value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def _interval(metric: dict[str, Any], name: str) -> str:
+    if metric.get("low") is None:
+        return "–"
+    return f"[{_number(metric['low'], name)}, {_number(metric['high'], name)}]"
+
+
+def _number(value: float | None, metric: str) -> str:
+    """A share in percent; an error in its own unit."""
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if metric in LOWER_IS_BETTER or metric.endswith("words") else f"{100 * value:.1f}"

@@ -4,6 +4,7 @@
         {"from": "human", "value": "<image>\\nWhere …?"}, {"from": "gpt", "value": …}]}
     {"images": […], "messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}
 
+`task` and `options` say what form of answer a row asks for (see `question.TASKS`); without them, an answer in words.
 A row's other strings and numbers (modality, …) become the question's facts. Converters of these files
 differ in many small ways; what is read and what is refused stands at the functions below.
 """
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmft.data.question import CLOSED, IMAGE_MARK, OPEN, BadRow, Question, Turn
+from vlmft.data.question import CLOSED, IMAGE_MARK, MULTIPLE_CHOICE, OPEN, TASKS, VQA, BadRow, Question, Turn
 from vlmft.data.sources import (
     Unusable,
     folder,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 USER, ASSISTANT = ("human", "user"), ("gpt", "assistant")
 TURNS = ("conversations", "conversatons", "messages")  # the second: misspelt files are in circulation
-OWN_KEYS = {"id", "image", "images", "answer_type", *TURNS}
+OWN_KEYS = {"id", "image", "images", "answer_type", "task", "options", *TURNS}
 ANSWER_TYPES = {"closed": CLOSED, "close": CLOSED, "open": OPEN}
 YES_NO = {"yes", "no", "是", "否"}
 # LLaVA-Med and Med-MoE append these to closed test questions; the publishers' questions do not have them.
@@ -130,7 +131,26 @@ def _question(spec: QuestionSet, row: Any, id: str, root: Path) -> Question:
         for key, value in row.items()
         if key not in OWN_KEYS and isinstance(value, (str, int, float)) and str(value).strip()
     }
-    return Question(id, set_name(spec), images, turns, _answer_type(row, turns[-1].answer), facts)
+    return Question(
+        id, set_name(spec), images, turns, _answer_type(row, turns[-1].answer), facts, _task(row), _options(row)
+    )
+
+
+def _task(row: dict[str, Any]) -> str:
+    """The form of answer the row asks for; where it says none, words, or a choice if it has options."""
+    stated = str(row.get("task") or (MULTIPLE_CHOICE if row.get("options") else VQA))
+    task = re.sub(r"[\s-]+", "_", stated.strip().lower())
+    if task not in TASKS:
+        raise Unusable(f"task is {stated!r}; it should be one of {', '.join(TASKS)}")
+    return task
+
+
+def _options(row: dict[str, Any]) -> tuple[str, ...]:
+    found = row.get("options") or []
+    texts = list(found.values()) if isinstance(found, dict) else found  # {"A": …, "B": …}, or a list
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise Unusable(f"options are {found!r}; they should be a list of texts, A first")
+    return tuple(text.strip() for text in texts)
 
 
 def _image_names(row: dict[str, Any]) -> list[str]:

@@ -41,7 +41,6 @@ FACTS = {
     "q_lang": "language",
     "modality": "modality",
     "content_type": "content_type",
-    "base_type": "base_type",
     "location": "location",
 }
 
@@ -97,6 +96,8 @@ def _question(spec: QuestionSet, split: str, row: dict[str, Any], root: Path, se
     seen.add(id)
     answer_type = stated_type(row)
     facts = {ours: one_line(row.get(theirs)) for theirs, ours in FACTS.items()}
+    if base := one_line(row.get("base_type")):
+        facts["external_knowledge"] = "yes" if base == "kvqa" else "no"
     return Question(
         id=id,
         set=set_name(spec),

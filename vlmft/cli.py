@@ -1,0 +1,140 @@
+"""`vlmft rescore | compare | score`: what can be asked of predictions that exist. No model, no GPU, no composing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from vlmft.data.load import load
+from vlmft.errors import ConfigError, DataError, RunFailed, fail
+from vlmft.evaluation import floors, outside_predictions, results, statistics
+from vlmft.evaluation.comparison import compare
+from vlmft.evaluation.predictions import generation_of, predicted_sets, predictions_file, read_predictions
+from vlmft.evaluation.protocols import PROTOCOLS
+from vlmft.evaluation.scores import score
+from vlmft.evaluation.table import print_comparisons, print_matches, print_scores, print_table
+from vlmft.lock import Locked, RunLock
+from vlmft.schema import BadRows, Eval, QuestionSet
+
+DEFAULT = Eval().protocols
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except (ConfigError, DataError, RunFailed, Locked) as error:
+        fail(error)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vlmft", description="Scores of predictions that exist; train.py makes them.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    protocols = "; ".join(f"{name}: {protocol.about}" for name, protocol in PROTOCOLS.items())
+
+    def command(name: str, run: Any, about: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=about, description=about)
+        added.set_defaults(command=run)
+        added.add_argument(
+            "--protocol", action="append", choices=list(PROTOCOLS), metavar="P",
+            help=f"once or more, of {', '.join(PROTOCOLS)} (default: {' and '.join(DEFAULT)}). {protocols}",
+        )  # fmt: skip
+        return added
+
+    again = command("rescore", _rescore, "score the stored predictions of runs again, and rebuild their result.json")
+    again.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
+    _matches(again)
+    pairs = command("compare", _compare, "test every two runs against each other on the questions both answer")
+    pairs.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
+    outside = command("score", _score, "score predictions that were made elsewhere against a publisher's questions")
+    outside.add_argument("--questions", required=True, metavar="PATH", help="the publisher's folder")
+    outside.add_argument("--format", required=True, help="slake, vqa_rad, pathvqa, conversations, …")
+    outside.add_argument("--predictions", required=True, type=Path, metavar="FILE.jsonl",
+                         help="rows with question_id or id (or image and question) and text or prediction")  # fmt: skip
+    outside.add_argument("--split", default="test")
+    outside.add_argument("--language", help="only the questions of one language (en, zh)")
+    outside.add_argument("--drop-bad-rows", action="store_true", help="leave out questions that cannot be used")
+    outside.add_argument("--json", action="store_true", help="print one object of result.json's form, and nothing else")
+    _matches(outside)
+    return parser
+
+
+def _matches(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--debug-matches", type=int, default=0, metavar="N", help="print the first N comparisons")
+
+
+def _rescore(options: argparse.Namespace) -> None:
+    protocols = options.protocol or DEFAULT
+    runs = [(run, _predicted(run)) for run in options.runs]  # before anything is written
+    for run, names in runs:
+        with RunLock(run.parent, run.name):
+            for name in names:
+                generation = generation_of(predictions_file(run, name))
+                results.score_set(run, name, protocols, generation or "")
+        result = results.read(run)
+        print_table(result)
+        for name in names if options.debug_matches else []:
+            shown = read_predictions(predictions_file(run, name))[: options.debug_matches]
+            print_matches(name, shown, protocols[0])
+        print(f"written   {run / 'result.json'}")
+
+
+def _predicted(run: Path) -> list[str]:
+    names = predicted_sets(run)
+    if not names:
+        raise DataError(f"{run}: there are no predictions_<set>.jsonl; name run directories, such as outputs/…")
+    return sorted(names, key=lambda name: ("." in name, name))  # a pass is compared with its set
+
+
+def _compare(options: argparse.Namespace) -> None:
+    if len(options.runs) < 2:
+        raise ConfigError("compare: name at least two run directories")
+    names = {run: [name for name in _predicted(run) if "." not in name] for run in options.runs}
+    protocol = (options.protocol or DEFAULT)[0]
+    found = []
+    for first, second in combinations(options.runs, 2):
+        for name in names[first]:
+            if name in names[second]:
+                one, other = (read_predictions(predictions_file(run, name)) for run in (first, second))
+                named = {"set": name, "first": first.name, "second": second.name}
+                found.append(named | compare(one, other, protocol))
+    if not found:
+        raise DataError("compare: no two of these runs have predictions on the same set")
+    for row, adjusted in zip(found, statistics.holm([row["p"] for row in found]), strict=True):
+        row["p_holm"] = adjusted
+    print_comparisons(found, protocol)
+
+
+def _score(options: argparse.Namespace) -> None:
+    spec = QuestionSet(
+        name=options.format, format=options.format, path=options.questions, language=options.language,
+        bad_rows=BadRows.drop if options.drop_bad_rows else BadRows.refuse,
+    )  # fmt: skip
+    questions = load(spec, options.split, need_images=False).questions
+    joined = outside_predictions.join(questions, options.predictions)
+    try:
+        train = load(spec, "train", drop_bad_rows=True, need_images=False).questions if options.split != "train" else []
+    except DataError:
+        train = []
+    notes = floors.learnt(train, questions)
+    records = [record | {"train": note} for record, note in zip(joined.records, notes, strict=True)]
+    protocols = options.protocol or DEFAULT
+    entry = score(records, protocols) | {"missing": len(joined.missing), "unjoined": len(joined.unjoined)}
+    if options.json:
+        print(json.dumps(entry, ensure_ascii=False))
+        return
+    print_scores(str(options.predictions), {spec.name: entry})
+    for line in joined.unjoined[:10]:
+        print(f"not joined: {line}", file=sys.stderr)
+    if joined.unjoined or joined.missing:
+        print(
+            f"{len(joined.unjoined)} predictions joined no question; {len(joined.missing)} of {len(questions)} "
+            "questions have no prediction and count as wrong"
+        )
+    if options.debug_matches:
+        print_matches(spec.name, records[: options.debug_matches], protocols[0])

@@ -1,0 +1,253 @@
+"""What of a test set was trained on: the same picture, one that looks alike, the same question, the same answer to it.
+
+A run that trains keeps `trained_on` beside its weights: digests without text, pictures or paths. Any test set can then
+be audited from the run's folder alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlmft.data.question import Question
+from vlmft.errors import DataError
+from vlmft.evaluation.metrics import normalize
+from vlmft.files import cache_folder, file_digests, read_json, write_json, write_text
+
+# Bits. Measured on the 315 pictures of VQA-RAD and 20 of SLAKE: all 420 copies of every fourth one, saved again as JPEG
+# (quality 30 to 90, 0.37 to 1.5 times as wide), are within 4 of it; of the 55,945 pairs of different pictures none is
+# within 6, one or two are within 8 and about 15 within 10.
+ALIKE = 4
+NO_HASH = 0  # of a picture too plain to be told by its looks; the hash of any other has at least the bit of its mean
+# Half of the frequencies reach this many grey levels; below it their order is noise, and plain pictures would look
+# alike. Blank ones with JPEG noise have under 1, pages with one letter up to 4, those of the two sets 13 and more.
+PLAIN = 4.0
+
+_MEMORY = "picture_hashes.json"  # a hash that is made in another way needs another name here
+_SIDE = 256  # JPEGs are decoded at the smallest size from here up; at 128 copies lie farther apart
+_BATCH = 1024  # pictures waiting for the threads
+_CELLS = 2**22  # distances held at once: 32 MiB of exclusive-ors
+_LISTS = ("ids", "questions", "pairs")
+_SHARED = ("same_image", "alike", "same_question", "same_pair", "same_id")
+
+Entry = dict[str, Any]
+Progress = Callable[[int, int], None]  # pictures decoded, of how many
+
+
+def fingerprints(images: Sequence[str], progress: Progress | None = None) -> dict[str, tuple[str, int]]:
+    """By path the SHA-256 in hex and the 64-bit perceptual hash, NO_HASH for a plain picture.
+
+    A hash is remembered under the SHA-256, so that a copy elsewhere is not decoded again. DataError naming a picture
+    that cannot be read or decoded.
+    """
+    paths = list(dict.fromkeys(images))
+    try:
+        digests = dict(zip(paths, file_digests([Path(path) for path in paths]), strict=True))
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read as an image: {error.strerror}") from error
+    memory = cache_folder() / _MEMORY
+    known: dict[str, str] = read_json(memory) or {}
+    unknown = {digest: path for path, digest in digests.items() if digest not in known}
+    fresh: dict[str, str] = {}
+    try:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+            for start in range(0, len(unknown), _BATCH):
+                batch = list(unknown)[start : start + _BATCH]
+                hashes = threads.map(perceptual_hash, [unknown[digest] for digest in batch])
+                for digest, value in zip(batch, hashes, strict=True):
+                    fresh[digest] = f"{value:016x}"
+                    if progress:
+                        progress(len(fresh), len(unknown))
+    finally:
+        if fresh:  # what another process has found meanwhile is kept too
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_json(memory, (read_json(memory) or {}) | fresh)
+    known |= fresh
+    return {path: (digest, int(known[digest], 16)) for path, digest in digests.items()}
+
+
+def perceptual_hash(path: str) -> int:
+    """The picture's pHash: which of the low 8x8 frequencies of its 32x32 grey copy are above their median.
+
+    Source: Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010); here the mean is among
+    the 64. NO_HASH for a nearly constant picture and for plain bars. DataError where it cannot be decoded.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+    from scipy.fft import dctn
+
+    try:
+        with Image.open(path) as image:
+            image.draft("L", (_SIDE, _SIDE))
+            small = ImageOps.exif_transpose(image).convert("L").resize((32, 32), Image.Resampling.LANCZOS)
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be decoded: {error}") from error
+    low = dctn(np.asarray(small, dtype=np.float64), norm="ortho")[:8, :8].ravel()
+    if np.median(np.abs(low)) < PLAIN:
+        return NO_HASH
+    return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
+
+
+def trained_on(questions: Sequence[Question], progress: Progress | None = None) -> list[Entry]:
+    """An entry for each set and pictures, in order: "set", "images" ("sha256", "phash"), "ids", "questions", "pairs".
+
+    "questions" are digests of the normalised questions, "pairs" of question and answer, of every turn, since all are
+    trained. What comes again, as from a weight of 2, is there once. DataError as `fingerprints`.
+    """
+    known = fingerprints([image for question in questions for image in question.images], progress)
+    entries: dict[tuple[str, tuple[str, ...]], Entry] = {}
+    for question in questions:
+        pictures = [known[image] for image in question.images]
+        entry = entries.setdefault(
+            (question.set, tuple(sha256 for sha256, _ in pictures)),
+            {
+                "set": question.set,
+                "images": [{"sha256": sha256, "phash": f"{phash:016x}"} for sha256, phash in pictures],
+                **{kind: {} for kind in _LISTS},  # keys without values: each once, in order
+            },
+        )
+        entry["ids"][question.id] = None
+        for turn in question.turns:
+            entry["questions"][_digest(turn.question)] = None
+            entry["pairs"][_digest(turn.question, turn.answer)] = None
+    return [entry | {kind: list(entry[kind]) for kind in _LISTS} for entry in entries.values()]
+
+
+def write(file: Path, entries: Iterable[Entry]) -> None:
+    """Write the entries as JSON lines, whole or not at all."""
+    write_text(file, "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries))
+
+
+def read(file: Path) -> list[Entry] | None:
+    """The entries that `write` wrote, or None where there is no such file. DataError naming a line that is none."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return None
+    entries = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if not isinstance(entry, dict) or not {"set", "images", *_LISTS} <= entry.keys():
+            raise DataError(f"{file}, line {number} does not say what was trained on; train the run again to have it.")
+        entries.append(entry)
+    return entries
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What of a test set was trained on.
+
+    `counts` has for each training set: "images" of the test, those that are there by SHA-256 ("same_image") or else by
+    their looks ("alike"); "questions" of the test, those "on_same_image" or else "on_alike_image" (at least one), the
+    "same_question" about the same pictures, the "same_pair" (its answer too), the "same_id" in a set of the same name.
+    `rows` has for each test question, over all training sets: "image", "alike", "question", "pair".
+    """
+
+    counts: dict[str, dict[str, int]]
+    rows: list[dict[str, bool]]
+
+
+def audit(entries: Iterable[Entry], test: Sequence[Question], progress: Progress | None = None) -> Audit:
+    """What `entries` (`trained_on`) share with the test questions. DataError as `fingerprints`.
+
+    Pictures count once by content. A question is the same where it is asked, word for word after normalising, about
+    the same pictures in any order; one without pictures is compared with such alone.
+    """
+    trained: dict[str, dict[str, set[Any]]] = {}
+    for entry in entries:
+        of = trained.setdefault(entry["set"], {kind: set() for kind in ("sha256", "phash", *_LISTS)})
+        seen = _pictures(image["sha256"] for image in entry["images"])
+        of["sha256"].update(seen)
+        of["phash"].update(int(image["phash"], 16) for image in entry["images"])
+        of["ids"].update(entry["ids"])
+        for kind in ("questions", "pairs"):
+            of[kind].update((seen, digest) for digest in entry[kind])
+    known = fingerprints([image for question in test for image in question.images], progress)
+    hashes = dict(known.values())
+    pictures = [_pictures(known[image][0] for image in question.images) for question in test]
+    asked = [(seen, _digest(row.text)) for seen, row in zip(pictures, test, strict=True)]
+    pairs = [(seen, _digest(row.text, row.answer)) for seen, row in zip(pictures, test, strict=True)]
+    rows = [dict.fromkeys(("image", "alike", "question", "pair"), False) for _ in test]
+    counts = {}
+    for name, of in trained.items():
+        same = hashes.keys() & of["sha256"]
+        others = hashes.keys() - same
+        near = _near({hashes[sha256] for sha256 in others}, of["phash"])
+        alike = {sha256 for sha256 in others if hashes[sha256] in near}
+        found = {
+            "image": [not same.isdisjoint(seen) for seen in pictures],
+            "alike": [same.isdisjoint(seen) and not alike.isdisjoint(seen) for seen in pictures],
+            "question": [row in of["questions"] for row in asked],
+            "pair": [row in of["pairs"] for row in pairs],
+        }
+        for what, answers in found.items():
+            for row, answer in zip(rows, answers, strict=True):
+                row[what] |= answer
+        counts[name] = {
+            "images": len(hashes),
+            "same_image": len(same),
+            "alike": len(alike),
+            "questions": len(test),
+            "on_same_image": sum(found["image"]),
+            "on_alike_image": sum(found["alike"]),
+            "same_question": sum(found["question"]),
+            "same_pair": sum(found["pair"]),
+            "same_id": sum(row.set == name and row.id in of["ids"] for row in test),
+        }
+    return Audit(counts, rows)
+
+
+def sentences(counts: dict[str, dict[str, int]], test_name: str) -> list[str]:
+    """A line for the log about each training set of `Audit.counts` that has something of the test set."""
+    lines = []
+    for name, of in counts.items():
+        if not any(of[kind] for kind in _SHARED):
+            continue
+        same, verb = of["same_image"] or "none", "is" if of["same_image"] < 2 else "are"
+        parts = [f"{same} of {of['images']} test images of {test_name} {verb} in train ({name})"]
+        if not of["images"]:
+            parts = [f"{test_name} has no test images to look for in train ({name})"]
+        if of["alike"]:
+            parts.append(f"{of['alike']} of the others look{'s' * (of['alike'] == 1)} like one there")
+        shared = [f"{of['same_question']} (image, question)"] * (of["same_question"] > of["same_pair"])
+        shared += [f"{of['same_pair']} (image, question, answer)"] * (of["same_pair"] > 0)
+        if shared:
+            words = f"{' and '.join(shared)} of {of['questions']} as well"
+            parts.append(words if of["images"] else words.replace("image, ", ""))
+        if of["same_id"]:
+            parts.append(f"{of['same_id']} by id")
+        lines.append(", ".join(parts))
+    return lines
+
+
+def _digest(*texts: str) -> str:
+    """16 hex digits of the texts, each normalised; one that normalises to nothing ("A", "?") is kept as it is."""
+    plain = (unicodedata.normalize("NFKC", text) for text in texts)
+    joined = "\0".join(normalize(text) or text.strip().lower() for text in plain)
+    return hashlib.sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _pictures(digests: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(digests)))
+
+
+def _near(hashes: set[int], trained: set[int]) -> set[int]:
+    """Those of `hashes` that are within ALIKE bits of a trained one."""
+    import numpy as np
+
+    ours, theirs = (np.array(sorted(values - {NO_HASH}), dtype=np.uint64) for values in (hashes, trained))
+    step = max(1, _CELLS // max(1, len(theirs)))
+    near: set[int] = set()
+    for some in (ours[start : start + step] for start in range(0, len(ours), step)):
+        near.update(some[(np.bitwise_count(some[:, None] ^ theirs) <= ALIKE).any(axis=1)].tolist())
+    return near

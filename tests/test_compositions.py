@@ -8,7 +8,7 @@ from itertools import cycle, product
 import pytest
 
 from tests.conftest import ROOT
-from vlmft.schema import Config
+from vlmft.schema import Config, Task
 
 OPTIONS = {group: sorted(f.stem for f in (ROOT / "conf" / group).glob("*.yaml")) for group in
            ("model", "dataset", "method", "hardware", "eval", "experiment")}  # fmt: skip
@@ -42,9 +42,9 @@ def test_hardware(hardware: str, composed: Callable[..., Config]) -> None:
 def test_an_experiment_says_its_command_and_composes(experiment: str, composed: Callable[..., Config]) -> None:
     lines = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text().splitlines()
     assert lines[0] == "# @package _global_"
-    assert lines[1] == f"# python train.py experiment={experiment}"
+    assert lines[1].startswith(f"# python train.py experiment={experiment}")
     config = composed(f"experiment={experiment}")
-    assert config.model.name and config.dataset.name
+    assert config.model.name and (config.dataset.name or config.task is Task.eval)
 
 
 def test_every_key_of_a_set_is_there_for_evaluation_too(composed: Callable[..., Config]) -> None:

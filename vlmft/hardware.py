@@ -31,26 +31,32 @@ class Decisions:
         return asdict(self)
 
 
-def free_gpu() -> str | None:
-    """The first GPU that nobody uses, as a value for CUDA_VISIBLE_DEVICES; None where there is none or all are busy."""
+def free_gpus() -> list[str]:
+    """The GPUs that nobody uses, as values for CUDA_VISIBLE_DEVICES; empty where there is none or all are busy."""
     command = shutil.which("nvidia-smi")
     if command is None:
-        return None
+        return []
     query = "--query-gpu=uuid,memory.used,memory.total"
     try:
         listed = subprocess.run(
             [command, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError):
-        return None
+        return []
+    found = []
     for line in listed.strip().splitlines():
         uuid, used, total = (part.strip() for part in line.split(","))
         try:
             if float(used) < _FREE_BELOW * float(total):
-                return uuid
+                found.append(uuid)
         except ValueError:  # [N/A], on boards that share the host's memory or are cut up
             continue
-    return None
+    return found
+
+
+def free_gpu() -> str | None:
+    """The first of the GPUs that nobody uses; None where there is none or all are busy."""
+    return next(iter(free_gpus()), None)
 
 
 def child_environment(device: Device) -> dict[str, str]:

@@ -10,11 +10,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from vlmft import status
+from vlmft import status, sweep
 from vlmft.config_check import check, require
 from vlmft.data.load import fingerprint, source
 from vlmft.data.mixture import training_sets
@@ -37,16 +38,31 @@ SHOWN_MATCHES = 5  # of each set, with eval.debug_matches=true
 def run(cfg: DictConfig) -> None:
     """Do what the composed config asks for. What is wrong is told on stderr, and by the exit code of the command."""
     try:
-        config = check(cfg)
+        config = check(sweep.as_launched(cfg))
         if config.task is Task.fetch:
             _fetch(config)
         elif config.task is Task.eval and config.runs:
             _evaluate_runs(config)
         else:
             require(config, *(["model"] if config.task is Task.eval else ["model", "dataset", "method"]))
-            _one_run(config)
+            try:
+                _one_run(config)
+                if config.eval.baseline and config.task is Task.train:
+                    _baseline(config)
+            finally:
+                sweep.report_of_this_job()
     except (ConfigError, DataError, RunFailed) as error:
         fail(error)
+
+
+def _baseline(config: Config) -> None:
+    """The scores of the model as it is, on the same sets; another job of a sweep may be at them already."""
+    try:
+        _one_run(replace(config, task=Task.eval, force=False))
+    except RunFailed as failed:
+        if not isinstance(failed.__cause__, Locked):
+            raise
+        print(f"{failed}; it will have the scores of the model as it is")
 
 
 def _fetch(config: Config) -> None:
@@ -78,6 +94,8 @@ def _one_run(config: Config) -> None:
         needed = [(spec, "train") for spec in train.values()] + [(spec, "test") for spec in sets.values()]
         make_ready(config.model, needed)  # or say everything that is missing
         folder, hashes = identified()
+    if config.task is Task.train:
+        sweep.found(folder, config)
     if not folder.is_dir():
         make_ready(config.model, [])  # before anything is made
     with _locked(folder) as lock:
@@ -98,6 +116,8 @@ def _one_run(config: Config) -> None:
             _rescore(folder, rescore, hashes, config.eval.protocols)
             if not rescore:
                 print(f"done      {folder} (nothing to do; force=true begins again)")
+                if sweep.this_job():
+                    return  # its scores are in the sweep's report
     _report([folder], config.eval)
 
 

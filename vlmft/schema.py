@@ -134,6 +134,7 @@ class Hardware:
     name: str = ""
     device: Device = Device.auto
     micro_batch: Any = "auto"  # questions per forward pass: auto, or a number that divides method.batch_size
+    slots: Optional[int] = None  # runs at the same time; None: one per free GPU, one on a CPU
 
 
 @dataclass
@@ -150,6 +151,7 @@ class Generation:
 class Eval:
     name: str = ""
     own: bool = False  # also the test split of the run's own dataset
+    baseline: bool = False  # also the model as it is, before training, in a run of its own
     sets: Dict[str, QuestionSet] = field(default_factory=dict)
     protocols: List[str] = field(default_factory=lambda: ["normalized", "strict"])
     max_rows: Optional[int] = None  # of each set
@@ -180,6 +182,7 @@ class Config:
     paths: Dict[str, str] = field(default_factory=dict)
     tracking: Tracking = field(default_factory=Tracking)
     seed: int = 0
+    sweep: str = ""  # names the report of a sweep; else its experiment does, or a hash of its axes
     runs: List[str] = field(default_factory=list)
     label: str = ""
     force: bool = False

@@ -1,0 +1,108 @@
+"""Sweeps: their names, their plans, the configs that jobs keep, and what cannot be swept."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from tests.conftest import ROOT
+from vlmft import sweep
+from vlmft.errors import ConfigError
+from vlmft.schema import Config
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_a_sweep_is_named_by_key_by_experiment_or_by_its_axes() -> None:
+    axes = {"dataset": ["a", "b"], "seed": ["0"]}
+    assert sweep.folder_of("mine", "demo_grid", axes) == Path("multirun_reports/mine")
+    assert sweep.folder_of("", "demo_grid", axes) == Path("multirun_reports/demo_grid")
+    unnamed = sweep.folder_of("", None, axes)
+    assert unnamed == sweep.folder_of("", None, dict(reversed(axes.items())))
+    assert unnamed != sweep.folder_of("", None, axes | {"seed": ["1"]})
+    for wrong in ("a/b", "..", "a b", "-x"):
+        with pytest.raises(ConfigError, match=r"sweep=.*folder"):
+            sweep.folder_of(wrong, None, axes)
+
+
+@pytest.mark.parametrize("key", ["hardware", "experiment"])
+def test_what_holds_for_the_whole_sweep_is_no_axis(key: str) -> None:
+    sweep.refuse_fixed_axes({key: ["cpu"], "seed": ["0", "1"]})
+    with pytest.raises(ConfigError, match=rf"{key}=a,b cannot be swept"):
+        sweep.refuse_fixed_axes({key: ["a", "b"]})
+
+
+def test_a_sweep_over_hardware_is_refused_before_anything_is_made(tmp_path: Path, command: Command) -> None:
+    done = command("-m", "model=tiny_glm41v", "dataset=demo_ct,demo_path", "hardware=auto,cpu")
+    assert done.returncode == 1 and "hardware=auto,cpu cannot be swept" in done.stderr
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_a_wrong_key_in_one_job_stops_the_sweep(tmp_path: Path, command: Command) -> None:
+    done = command("-m", "model=tiny_glm41v", "dataset=demo_ct,demo_path", "method.trainer.lr=1,2")
+    assert done.returncode == 1 and "method.trainer.lr" in done.stderr and "learning_rate" in done.stderr
+    assert not (tmp_path / "outputs").exists() and not list(tmp_path.rglob("plan.json"))
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A planned sweep whose job 0 this process is."""
+    monkeypatch.setattr(sweep, "this_job", lambda: (tmp_path, 0))
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "plan.json").write_text(json.dumps({"jobs": [{"number": 0, "folder": None, "base": None}]}))
+    return tmp_path
+
+
+def node(*overrides: str) -> Any:
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        return compose("config", list(overrides))
+
+
+def test_a_job_keeps_the_config_it_was_launched_with(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    launched = node("model=tiny_glm41v", "dataset=demo_ct", "method.trainer.learning_rate=1e-4")
+    (job / "jobs" / "0.yaml").write_text(sweep._settings(launched))
+    assert sweep.as_launched(launched) is launched and capsys.readouterr().out == ""
+    edited = node("model=tiny_glm41v", "dataset=demo_ct", "method.trainer.learning_rate=9e-9", "seed=3")
+    kept = sweep.as_launched(edited)
+    assert (kept.method.trainer.learning_rate, kept.seed) == (1e-4, 0)
+    told = capsys.readouterr().out
+    assert "changed since" in told and "+    learning_rate: 9.0e-09" in told and "-seed: 0" in told
+
+
+def test_a_job_tells_the_plan_where_its_run_is(job: Path, composed: Callable[..., Config]) -> None:
+    config = composed("model=tiny_glm41v", "dataset=demo_ct", "eval.baseline=true", "paths.outputs=o")
+    sweep.found(Path("o/run"), config)
+    entry = json.loads((job / "plan.json").read_text())["jobs"][0]
+    assert entry["folder"].startswith("o/tiny_glm41v-demo_ct-lora-s0-")
+    assert entry["base"].startswith("o/tiny_glm41v-base-")
+
+
+@pytest.mark.slow
+def test_a_grid_is_planned_run_reported_and_not_run_again(tmp_path: Path, command: Command) -> None:
+    small = (
+        "experiment=demo_grid", "dataset=demo_ct,demo_path", "dataset.max_rows=40", "eval.max_rows=6",
+        "method.trainer.num_train_epochs=1",
+    )  # fmt: skip
+    first = command(*small)
+    assert first.returncode == 0, first.stdout + first.stderr
+    folder = tmp_path / "multirun_reports" / "demo_grid"
+    plan = json.loads((folder / "plan.json").read_text())
+    assert plan["axes"] == {"dataset": ["demo_ct", "demo_path"]}
+    assert {job["base"] for job in plan["jobs"]} == {plan["jobs"][0]["base"]} != {None}
+    for job in plan["jobs"]:
+        assert job["sets"] == ["demo_ct", "demo_xray", "demo_path"]
+        for place in (job["folder"], job["base"]):
+            result = json.loads((tmp_path / place / "result.json").read_text())
+            assert result["state"] == "done" and set(result["evaluations"]) == set(job["sets"])
+    assert "9 cells: 9 done" in first.stdout and (folder / "index.html").is_file()
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
+    again = command(*small)
+    assert again.returncode == 0 and again.stdout.count("nothing to do") == 4 and "trained" not in again.stdout
+    changed = [file.name for file, mtime in before.items() if file.stat().st_mtime_ns != mtime]
+    assert set(changed) <= {"multirun.yaml", ".plan.lock"} | {f"{n}.yaml" for n in range(2)}

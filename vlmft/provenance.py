@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def record_attempt(run: Path, fingerprints: dict[str, str], model: Path | None) 
             "python": platform.python_version(),
             "packages": {name: _version(name) for name in _PACKAGES},
             "host": socket.gethostname(),
-            "slurm": {key: value for key, value in os.environ.items() if key.startswith("SLURM_") and "JOB" in key},
+            "slurm": {key: value for key, value in os.environ.items() if re.match("SLURM_.*(JOB|ARRAY)", key)},
         }
     )
     write_json(run / "provenance.json", found)

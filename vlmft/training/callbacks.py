@@ -1,5 +1,5 @@
-"""What is told while training goes on: the status file, the progress line, TensorBoard, Weights & Biases; and the
-check afterwards that the weights which should have moved did."""
+"""What is told while training goes on: the status and history files, the progress line, TensorBoard, Weights & Biases;
+and the check afterwards that the weights which should have moved did."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from vlmft import history
 from vlmft.models.load import part_of
 from vlmft.schema import Tracking
 from vlmft.status import Status
@@ -20,12 +21,13 @@ logger = logging.getLogger(__name__)
 
 
 class Progress(TrainerCallback):
-    """Writes step, loss, learning rate and time left to `status.json` and the terminal."""
+    """Writes step, loss, learning rate and time left to `status.json` and the terminal, and to `history.jsonl`."""
 
     def __init__(self, status: Status) -> None:
         self.status = status
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        history.go_back(self.status.folder, state.global_step)  # that of the checkpoint, or 0
         self.status.phase("training", total=state.max_steps, done=state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -33,9 +35,10 @@ class Progress(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         shown = {"loss", "eval_loss", "learning_rate", "grad_norm"}
-        self.status.note(
-            state.global_step, **{key: float(value) for key, value in (logs or {}).items() if key in shown}
-        )
+        values = {key: float(value) for key, value in (logs or {}).items() if key in shown}
+        self.status.note(state.global_step, **values)
+        if values:
+            history.append(self.status.folder, state.global_step, values)
 
 
 class Wandb(TrainerCallback):

@@ -22,6 +22,7 @@ from vlmft.data.mixture import training_sets
 from vlmft.errors import ConfigError, DataError, RunFailed, fail
 from vlmft.evaluation import results
 from vlmft.evaluation.evaluate import chosen_sets, wanted
+from vlmft.evaluation.folders import named, run_of
 from vlmft.evaluation.predictions import predictions_file, read_predictions
 from vlmft.evaluation.table import print_matches, print_table
 from vlmft.fetch import look_through, make_ready, model_folder
@@ -30,7 +31,7 @@ from vlmft.hardware import child_environment
 from vlmft.identity import base_name, run_name
 from vlmft.lock import Locked, RunLock
 from vlmft.provenance import record_attempt
-from vlmft.schema import Config, Eval, Task, read_config
+from vlmft.schema import Config, Eval, Task
 
 SHOWN_MATCHES = 5  # of each set, with eval.debug_matches=true
 
@@ -41,8 +42,11 @@ def run(cfg: DictConfig) -> None:
         config = check(sweep.as_launched(cfg))
         if config.task is Task.fetch:
             _fetch(config)
-        elif config.task is Task.eval and config.runs:
+        elif config.task is Task.eval and (config.runs or config.models_dir or config.init_from):
             _evaluate_runs(config)
+        elif config.init_from or config.models_dir:
+            key = "init_from" if config.init_from else "models_dir"
+            raise ConfigError(f"{key} belongs to task=eval; nothing is trained from it yet")
         else:
             require(config, *(["model"] if config.task is Task.eval else ["model", "dataset", "method"]))
             try:
@@ -122,20 +126,14 @@ def _one_run(config: Config) -> None:
 
 
 def _evaluate_runs(config: Config) -> None:
-    """Evaluate existing runs in one worker; sets whose predictions are there already are only scored."""
+    """Evaluate what exists already in one worker; sets whose predictions are there already are only scored."""
     if config.force:
         raise ConfigError("force=true does not go with runs=[…]: delete or move what is to be made again")
-    folders = list({Path(run).resolve(): Path(run) for run in config.runs}.values())
-    for folder in folders:
-        if not (folder / "config.yaml").is_file() or not (
-            (folder / "final").is_dir() or read_config(folder / "config.yaml").task is Task.eval
-        ):
-            raise DataError(f"runs: {folder} is no run directory with a trained model in final/")
+    runs = dict({of[0].resolve(): of for of in (run_of(folder, config) for folder in named(config))}.values())
+    todo = {}
     with ExitStack() as stack:
-        locks = [stack.enter_context(_locked(folder)) for folder in folders]
-        todo = []
-        for folder in folders:
-            of_run = read_config(folder / "config.yaml")
+        locks = [stack.enter_context(_locked(folder)) for folder in runs]
+        for folder, of_run in runs.items():
             sets = chosen_sets(config.eval, of_run.dataset)
             if not sets:
                 raise ConfigError("task=eval: no set to evaluate on; choose eval=…")
@@ -146,15 +144,21 @@ def _evaluate_runs(config: Config) -> None:
             if generate:
                 whole = (folder / "final" / "config.json").is_file()
                 make_ready(None if whole else of_run.model, [])
-                todo.append(folder)
+                todo[folder] = of_run
+        for folder, of_run in todo.items():
+            if (folder / "final").is_dir():
                 record_attempt(folder, {}, None)
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(of_run)))
+            record_attempt(folder, _fingerprints(of_run), model_folder(of_run.model))
         if todo:
             with tempfile.TemporaryDirectory(prefix="vlmft-") as scratch:
                 request = Path(scratch) / "config.yaml"
                 request.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
                 command = ["-m", "vlmft.worker", "--evaluation", str(request), *map(str, todo)]
-                _work(todo, command, config, *locks)
-    _report(folders, config.eval)
+                _work(list(todo), command, config, *locks)
+    _report(list(runs), config.eval)
 
 
 def _rescore(folder: Path, names: Sequence[str], hashes: dict[str, str], protocols: list[str]) -> None:

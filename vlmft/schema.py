@@ -183,7 +183,9 @@ class Config:
     tracking: Tracking = field(default_factory=Tracking)
     seed: int = 0
     sweep: str = ""  # names the report of a sweep; else its experiment does, or a hash of its axes
-    runs: List[str] = field(default_factory=list)
+    runs: List[str] = field(default_factory=list)  # to evaluate: run directories, adapter folders, model folders
+    models_dir: Optional[str] = None  # a folder of such, all of which are evaluated
+    init_from: Optional[str] = None  # an adapter folder that is evaluated on `model`
     label: str = ""
     force: bool = False
     debug: bool = False

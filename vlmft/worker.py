@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import gc
 import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +21,8 @@ from omegaconf import OmegaConf
 from vlmft.data import leakage
 from vlmft.errors import DataError
 from vlmft.evaluation import results
-from vlmft.evaluation.evaluate import TRAINED_ON, chosen_sets, evaluate, prompts_of
+from vlmft.evaluation.evaluate import TRAINED_ON, chosen_sets, prompts_of
+from vlmft.evaluation.runs import Together, in_turn
 from vlmft.hardware import Decisions, decide
 from vlmft.provenance import decided, write_decided
 from vlmft.schema import Config, Task, read_config
@@ -87,37 +86,6 @@ def train(config: Config, run: Path, status: Status) -> None:
     sft.put_in_place(run)  # last: from here on the training counts as done
 
 
-def evaluate_run(config: Config, run: Path, wanted: Config, status: Status) -> None:
-    """The trained model of `run` (or the model as it is, where nothing was trained) on the sets `wanted` names."""
-    sets = chosen_sets(wanted.eval, config.dataset)
-    if not sets:
-        return
-    from vlmft.chat.encode import Encoder
-    from vlmft.models.adapters import is_adapter, load_adapter
-    from vlmft.models.load import load_model, load_processor, stop_ids
-
-    _free_memory()
-    status.phase("loading the model")
-    decisions = decide(config.model, config.method, wanted.hardware)
-    final = run / "final"
-    dtype = "bfloat16" if decisions.bf16 else decisions.load_dtype
-    spec, quantization = config.model, config.method.quantization
-    if final.is_dir() and not is_adapter(final):
-        spec, quantization = replace(spec, path=str(final), tiny=None, revision=None), None
-    processor = load_processor(spec)
-    model = load_model(spec, dtype, quantization)
-    if is_adapter(final):
-        model = load_adapter(model, final)
-    if decisions.device == "cuda" and not quantization:
-        model.to("cuda")
-    model.eval()
-    evaluate(
-        run, sets, wanted.eval, model=model, encoder=Encoder(processor, spec.answer_style, stop_ids(spec)),
-        max_row_tokens=config.method.max_row_tokens,
-        over_long=config.dataset.over_long, status=status,
-    )  # fmt: skip
-
-
 def _decisions(config: Config, run: Path, rows: Sequence[Row], image_token_id: int | None) -> Decisions:
     """The device's choices of the first start; DataError where this machine cannot go on with them.
 
@@ -159,14 +127,6 @@ def _decisions(config: Config, run: Path, rows: Sequence[Row], image_token_id: i
     return then
 
 
-def _free_memory() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def _log_to(run: Path, level: str) -> logging.Handler:
     """Everything goes to the run's train.log; vlmft's own lines also to the terminal."""
     handler = logging.FileHandler(run / "train.log", encoding="utf-8")
@@ -206,7 +166,7 @@ def _die_with_parent() -> None:
     signal.signal(signal.SIGTERM, interrupted)
 
 
-def _attempt(run: Path, config: Config, wanted: Config, evaluate_only: bool) -> int:
+def _attempt(run: Path, config: Config, wanted: Config, together: Together, evaluate_only: bool) -> int:
     """One attempt at a run, its outcome told truthfully in status.json, the log and the exit code."""
     handler = _log_to(run, wanted.log_level)
     status = Status(run)
@@ -216,7 +176,7 @@ def _attempt(run: Path, config: Config, wanted: Config, evaluate_only: bool) -> 
         _quiet_libraries()
         if not evaluate_only:
             train(config, run, status)
-        evaluate_run(config, run, wanted, status)
+        together.evaluate(config, run, wanted, status)
         results.update(run, state="done")
         status.finish("done")
         logger.debug("done in %.1f s", time.monotonic() - started)
@@ -248,10 +208,10 @@ def main(arguments: list[str]) -> int:
     if not any(config.model.trust_remote_code for config in configs.values()):
         # The parent has seen to it that everything is here; a model's own code may lie in yet another repository.
         os.environ["HF_HUB_OFFLINE"] = "1"
-    failures = 0
-    for run, config in configs.items():
-        wanted = read_config(options.evaluation) if options.evaluation else config
-        code = _attempt(run, config, wanted, evaluate_only=options.evaluation is not None)
+    failures, together = 0, Together()
+    for run in in_turn(configs):
+        wanted = read_config(options.evaluation) if options.evaluation else configs[run]
+        code = _attempt(run, configs[run], wanted, together, evaluate_only=options.evaluation is not None)
         if code == 130:
             return code
         failures += code

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vlmft.data import leakage
 from vlmft.data.load import Loaded, load
@@ -22,9 +22,12 @@ from vlmft.schema import BadRows, Closed, Dataset, Eval, OverLong, QuestionSet
 from vlmft.status import Status
 
 if TYPE_CHECKING:
-    from vlmft.chat.encode import Encoded, Encoder
+    from vlmft.chat.encode import Encoded, Encoder, Row
 
 logger = logging.getLogger(__name__)
+
+# By what decides them: a set's test questions, their prompts, and its training questions.
+Known: TypeAlias = "dict[str, tuple[Loaded, Encoded, list[Question]]]"
 
 TRAINED_ON = "trained_on.jsonl"  # of a run: digests of its training rows, for the audit of any test set
 
@@ -66,8 +69,13 @@ def evaluate(
     max_row_tokens: int,
     over_long: OverLong,
     status: Status,
+    known: Known,
 ) -> None:
-    """Generate and score what is missing of `sets` in the run's folder, set by set."""
+    """Generate and score what is missing of `sets` in the run's folder, set by set.
+
+    `known` keeps what was read and encoded, for other runs with the same encoder. Raises DataError where an adapter
+    changes nothing.
+    """
     from vlmft.evaluation.generate import predict
 
     hashes = wanted(run.name, sets, config)
@@ -77,9 +85,14 @@ def evaluate(
     trained_on = leakage.read(run / TRAINED_ON)
     for name in generate:
         set_, _, without = name.partition(".")
-        loaded, prompts = prompts_of(encoder, sets[set_], config, max_row_tokens, over_long, without)
+        said = repr((sets[set_], config.max_rows, max_row_tokens, over_long, without))
+        if said not in known:
+            loaded, prompts = prompts_of(encoder, sets[set_], config, max_row_tokens, over_long, without)
+            known[said] = loaded, prompts, _training_questions(sets[set_])
+        loaded, prompts, train = known[said]
+        if name == generate[0]:
+            _refuse_idle_adapter(model, encoder, prompts.rows, run)
         status.phase(f"evaluating {name}", total=len(loaded.questions))
-        train = _training_questions(sets[set_])
         notes = floors.learnt(train, loaded.questions)
         facts: dict[str, Any] = {"dropped_rows": len(loaded.dropped), "shrunk_rows": prompts.shrunk}
         if trained_on:
@@ -110,6 +123,22 @@ def prompts_of(
     shrinks = over_long is OverLong.shrink_image or without == SHUFFLED
     policy = OverLong.shrink_image if shrinks else OverLong.refuse
     return loaded, fit(encoder, map(encoder.prompt_row, shown), max_row_tokens, policy)
+
+
+def _refuse_idle_adapter(model: Any, encoder: Encoder, rows: Sequence[Row], run: Path) -> None:
+    """Raise DataError where the model wears an adapter that leaves what it says of a prompt as it is."""
+    from vlmft.chat.collate import collate, for_model
+    from vlmft.models.adapters import changes
+
+    if not hasattr(model, "disable_adapter"):
+        return
+    row = next((row for row in rows if row.images), rows[0])  # an adapter of the vision tower needs a picture
+    prompt = for_model(encoder, collate(encoder, [row], padding_side="left"), model.device, model.dtype)
+    if not changes(model, prompt, eos_token_id=encoder.stop_ids, pad_token_id=encoder.tokenizer.pad_token_id):
+        raise DataError(
+            f"the adapter of {run} changes nothing: all its weights are zero, or it does not fit the base "
+            f"(the logits after question {row.question} are the same with and without it)"
+        )
 
 
 def options_of(questions: Sequence[Question], train: Sequence[Question]) -> list[list[str]]:

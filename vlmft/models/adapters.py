@@ -8,6 +8,10 @@ from typing import Any
 from vlmft.errors import DataError
 from vlmft.schema import Method, Model
 
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # PEFT reads the first of them that is there
+_ADDED = ("lora_", "modules_to_save", "trainable_tokens")  # what names a weight that an adapter adds
+
 
 def lora_config(method: Method, model: Model) -> Any:
     """PEFT's LoraConfig from `method.peft`; the modules are the model's `lora_targets` unless the method names them."""
@@ -24,22 +28,39 @@ def lora_config(method: Method, model: Model) -> Any:
 
 
 def is_adapter(folder: Path) -> bool:
-    return (folder / "adapter_config.json").is_file()
+    return (folder / CONFIG).is_file()
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
-    """`model` with the adapter of `folder`, ready to generate.
+    """`model` with the LoRA adapter of `folder` around it, ready to generate.
 
-    Raises DataError where a weight of the adapter is missing or does not fit, or where the adapter changes nothing.
+    Raises DataError where a weight of the adapter is missing, unknown or of another shape, where it is for other
+    modules than the model's, or where it changes nothing.
     """
-    from peft import PeftConfig, get_peft_model
+    from peft import LoraConfig, PeftConfig, get_peft_model
     from peft.utils import load_peft_weights, set_peft_model_state_dict
 
-    config = PeftConfig.from_pretrained(str(folder))
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        raise DataError(f"{folder} holds no {WEIGHTS[0]}: it is not a whole adapter")
+    try:
+        config: Any = PeftConfig.from_pretrained(str(folder))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{folder / CONFIG} cannot be read as PEFT's: {error}") from error
+    if not isinstance(config, LoraConfig):
+        raise DataError(f"{folder} is an adapter of type {config.peft_type.value}; it should be LORA")
     config.inference_mode = True
-    adapted = get_peft_model(model, config)
-    result = set_peft_model_state_dict(adapted, load_peft_weights(str(folder), device="cpu"))
-    missing = [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key]
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:  # for modules that the model does not have
+        raise DataError(f"{folder} does not fit the model: {_in_one_line(error)}") from error
+    try:
+        result = set_peft_model_state_dict(adapted, load_peft_weights(str(folder), device="cpu"))
+    except KeyError as error:  # of a module that was trained whole
+        raise DataError(f"{folder} does not fit the model: 1 adapter weight missing, {error}") from error
+    except RuntimeError as error:  # of other shapes
+        raise DataError(f"{folder} does not fit the model: {_in_one_line(error)}") from error
+    # PEFT itself passes over both.
+    missing = [key for key in result.missing_keys if any(part in key for part in _ADDED)]
     if missing or result.unexpected_keys:
         raise DataError(
             f"{folder} does not fit the model: {len(missing)} adapter weights missing {missing[:2]}, "
@@ -49,3 +70,26 @@ def load_adapter(model: Any, folder: Path) -> Any:
         raise DataError(f"{folder} changes nothing: every lora_B weight is zero, as before training")
     adapted.eval()
     return adapted
+
+
+def changes(model: Any, prompt: dict[str, Any], **settings: Any) -> bool:
+    """Whether the adapter that `model` wears changes the logits of what is said first after a prompt.
+
+    `prompt` is a batch as the model takes it, and `settings` go to its `generate`.
+    """
+    import torch
+
+    def logits() -> Any:
+        # Stock generate asks for the last logits alone, where the model can give them alone.
+        return model.generate(
+            **prompt, **settings, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
+        ).logits[0]
+
+    with torch.inference_mode():
+        with model.disable_adapter():
+            without = logits()
+        return not torch.equal(logits(), without)
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
 from tests.conftest import ROOT
 from vlmft import sweep
@@ -45,9 +52,9 @@ def test_a_sweep_over_hardware_is_refused_before_anything_is_made(tmp_path: Path
 
 
 def test_a_wrong_key_in_one_job_stops_the_sweep(tmp_path: Path, command: Command) -> None:
-    done = command("-m", "model=tiny_glm41v", "dataset=demo_ct,demo_path", "method.trainer.lr=1,2")
-    assert done.returncode == 1 and "method.trainer.lr" in done.stderr and "learning_rate" in done.stderr
-    assert not (tmp_path / "outputs").exists() and not list(tmp_path.rglob("plan.json"))
+    done = command("-m", "model=tiny_glm41v", "dataset=demo_ct,demo_path", "method.trainer.learning_rat=1,2")
+    assert done.returncode == 1 and "nearest: learning_rate" in done.stderr
+    assert list(tmp_path.rglob("*")) == []
 
 
 @pytest.fixture
@@ -106,3 +113,69 @@ def test_a_grid_is_planned_run_reported_and_not_run_again(tmp_path: Path, comman
     assert again.returncode == 0 and again.stdout.count("nothing to do") == 4 and "trained" not in again.stdout
     changed = [file.name for file, mtime in before.items() if file.stat().st_mtime_ns != mtime]
     assert set(changed) <= {"multirun.yaml", ".plan.lock"} | {f"{n}.yaml" for n in range(2)}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the entrypoint and its config files, to be edited."""
+    shutil.copytree(ROOT / "conf", tmp_path / "conf", ignore=shutil.ignore_patterns("local.yaml"))
+    shutil.copytree(ROOT / "hydra_plugins", tmp_path / "hydra_plugins")
+    shutil.copy(ROOT / "train.py", tmp_path / "train.py")
+    return tmp_path
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.slow
+def test_a_grid_survives_a_failure_a_kill_and_an_edit_and_is_repaired(project: Path) -> None:
+    arguments = [
+        sys.executable, "train.py", "-m", "model=tiny_glm41v", "dataset=conversations,demo_ct,demo_path", "method=full",
+        "eval=demo", "eval.max_rows=6", "dataset.max_rows=40", "sweep=hard", "hardware=cpu",
+        "method.trainer.num_train_epochs=8", "method.trainer.save_steps=5",
+    ]  # fmt: skip
+    folder = project / "multirun_reports" / "hard"
+    grid = subprocess.Popen(arguments, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    plan = json.loads(wait_for(lambda: (folder / "plan.json").is_file() and (folder / "plan.json").read_text()))
+    failing, killed, edited = plan["jobs"]
+    assert failing["folder"] is None and "conversations" in failing["error"]
+
+    # the last job waits while the second one trains: now is the time to edit, and to kill
+    status = project / killed["folder"] / "status.json"
+    wait_for(lambda: status.is_file() and json.loads(status.read_text())["phase"] == "training")
+    method = project / "conf" / "method" / "full.yaml"
+    method.write_text(method.read_text().replace("learning_rate: 1e-5", "learning_rate: 9e-1"))
+    wait_for(lambda: json.loads(status.read_text())["step"] >= 6)
+    os.kill(json.loads(status.read_text())["pid"], signal.SIGKILL)
+
+    said = grid.communicate(timeout=200)[0]
+    assert grid.returncode == 1
+    assert "killed by SIGKILL" in said and "changed since" in said and "9 cells: 3 done, 6 failed" in said
+    kept = yaml.safe_load((project / edited["folder"] / "config.yaml").read_text())
+    assert kept["method"]["trainer"]["learning_rate"] == 1e-5
+    told = (folder / "report.md").read_text()
+    assert "killed by SIGKILL" in told and "conversations" in told
+
+    method.write_text(method.read_text().replace("learning_rate: 9e-1", "learning_rate: 1e-5"))
+    write_conversations(project / "data" / "conversations")
+    again = subprocess.run(arguments, cwd=project, capture_output=True, text=True, timeout=200)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "resume    from checkpoint" in again.stdout, "the killed one goes on"
+    assert again.stdout.count("nothing to do") == 1 and "9 cells: 9 done" in again.stdout
+
+
+def write_conversations(folder: Path) -> None:
+    """A small set in the conversation form."""
+    folder.mkdir(parents=True)
+    for split, colours in (("train", ("red", "blue", "lime", "black")), ("test", ("white", "navy"))):
+        rows = []
+        for colour in colours:
+            Image.new("RGB", (56, 56), colour).save(folder / f"{split}_{colour}.png")
+            turns = [{"from": "human", "value": "<image>\nWhich colour?"}, {"from": "gpt", "value": colour}]
+            rows.append({"id": colour, "image": f"{split}_{colour}.png", "conversations": turns})
+        (folder / f"{split}.json").write_text(json.dumps(rows))

@@ -28,33 +28,27 @@ class Grid(BasicSweeper):
         from vlmft import sweep
 
         assert self.config is not None and self.hydra_context is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        loader = self.hydra_context.config_loader
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
         chosen = {
             override.get_key_element(): list(override.sweep_string_iterator())
             if override.is_discrete_sweep()
             else [override.get_value_element_as_str()]
             for override in overrides
         }
-        self.axes = {key: values for key, values in chosen.items() if len(values) > 1}
-        sweep.refuse_fixed_axes(self.axes)
+        axes = {key: values for key, values in chosen.items() if len(values) > 1}
+        sweep.refuse_fixed_axes(axes)
         experiment = self.config.hydra.runtime.choices.get("experiment")
         folder = sweep.folder_of(self.config.get("sweep") or "", experiment, chosen)
         with open_dict(self.config):
             self.config.hydra.sweep.dir = str(folder)
             self.config.hydra.overrides.hydra.append(f"hydra.sweep.dir={folder}")
+        (batch,) = self.split_arguments(overrides, None)
+        sweep.write_plan(folder, axes, [(job, loader.load_sweep_config(self.config, job)) for job in batch])
         try:
             return super().sweep(arguments)
         finally:
             sweep.report(folder)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Compose every job before any starts, which Hydra does here to find mistakes early, and keep the outcome."""
-        from pathlib import Path
-
-        from vlmft import sweep
-
-        assert self.config is not None and self.hydra_context is not None
-        loader = self.hydra_context.config_loader
-        jobs = [(list(overrides), loader.load_sweep_config(self.config, list(overrides))) for overrides in batch]
-        sweep.write_plan(Path(self.config.hydra.sweep.dir), self.axes, jobs)
+        """Every job was composed and checked for the plan."""

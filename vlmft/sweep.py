@@ -168,9 +168,12 @@ def report(folder: Path, say: bool = True) -> None:
     try:
         from vlmft.report import build, scan
 
+        began = time.time()
         found = scan.sweep(folder)
         if _stale(folder, found.runs):
             build.build(found, folder)
+            # As old as what it was made from: a run that ended meanwhile is newer.
+            os.utime(folder / "index.html", (began, began))
         if say:
             print(f"sweep     {found.describe()}\nreport    {folder / 'index.html'}", flush=True)
     except Exception as error:

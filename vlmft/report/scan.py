@@ -138,14 +138,19 @@ def sweep(folder: Path) -> Sweep:
     plan = read_json(folder / PLAN)
     if plan is None:
         raise DataError(f"{folder} holds no {PLAN}: it is no folder of a sweep")
-    runs: dict[str, Run] = {}
+    planned: dict[str, dict[str, Any]] = {}
+    sets: dict[str, list[str]] = {}
+    nameless: list[Run] = []
     for job in plan["jobs"]:
-        for place in filter(None, (job.get("folder"), job.get("base"))):
-            planned = {"task": "eval" if place == job.get("base") else "train", **job.get("config", {})}
-            known = runs.get(place)
-            sets = list(dict.fromkeys([*(known.planned_sets if known else ()), *job["sets"]]))
-            runs[place] = read_run(Path(place), planned, sets)
-    return Sweep(folder.name, list(runs.values()), plan)
+        if not job["folder"]:  # its data is not here, so that its run has no name
+            place = Path(f"job {job['number']}")
+            nameless.append(Run(place, job["config"], {}, {"state": FAILED, "error": job["error"]}, job["sets"]))
+        for place, task in ((job["folder"], "train"), (job["base"], "eval")):
+            if place:
+                planned[place] = {"task": task, **job["config"]}
+                sets[place] = [*sets.get(place, []), *job["sets"]]
+    runs = [read_run(Path(place), config, list(dict.fromkeys(sets[place]))) for place, config in planned.items()]
+    return Sweep(folder.name, [*runs, *nameless], plan)
 
 
 def runs_below(paths: Sequence[Path]) -> Sweep:
@@ -158,7 +163,7 @@ def runs_below(paths: Sequence[Path]) -> Sweep:
     ]
     if not folders:
         raise DataError(f"{', '.join(map(str, paths))}: no run directories; name some, a folder of them, or a sweep's")
-    name = paths[0].name if len(paths) == 1 else "runs"
+    name = paths[0].resolve().name if len(paths) == 1 else "runs"
     return Sweep(name, [read_run(folder) for folder in folders])
 
 

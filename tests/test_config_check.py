@@ -37,6 +37,10 @@ TINY = ("model=tiny_glm41v", "dataset=demo_ct")
         ((*TINY, "hardware.device=gpu"), ["hardware.device", "cuda"]),
         ((*TINY, "hardware.micro_batch=3"), ["hardware.micro_batch=3", "1, 2, 4, 8, 16, or auto"]),
         ((*TINY, "eval.protocols=[normalised]"), ["eval.protocols", "Did you mean normalized"]),
+        ((*TINY, "eval.ablations=[blnk]", "eval.debug_matches=-1"),
+         ["eval.ablations: there is no blnk. Did you mean blank", "eval.debug_matches=-1"]),
+        ((*TINY, "eval.debug_matches=many"), ["eval.debug_matches=many", "a number of comparisons, or true"]),
+        ((*TINY, "eval.closed=likely"), ["eval.closed", "generate", "likelihood"]),
         ((*TINY, "log_level=loud", "eval.generation.max_new_tokens=-1"), ["log_level", "max_new_tokens=-1"]),
     ],
 )  # fmt: skip
@@ -62,8 +66,9 @@ def test_a_wrong_key_in_a_file_is_named_with_the_file(tmp_path: Path) -> None:
 
 
 LIGHT = """
-import runpy, sys
+import os, runpy, sys
 sys.argv = ["train.py", *sys.argv[2:]]
+sys.path[0] = os.path.dirname({train!r})  # as `python train.py` has it
 try:
     runpy.run_path({train!r}, run_name="__main__")
 except SystemExit:

@@ -164,7 +164,11 @@ def test_fetched_weights_and_data_train_without_a_network(
     adapter = json.loads((run / "final" / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == "lab/twin", "the repository, not this machine's cache"
     assert json.loads((run / "provenance.json").read_text())["model"]["commit"] == COMMIT
-    assert "2 of the 2 test images of slake are also trained on" in trained.stdout
+    of_train = "2 of 2 test images of slake are in train (slake), 4 (image, question, answer) of 4 as well, 4 by id"
+    assert f"leakage   {of_train}" in trained.stdout
+    assert "slake: 2 of its 2 images are also trained on (with slake); without the 4 duplicate rows accuracy –" in (
+        trained.stdout
+    )
 
 
 @pytest.mark.parametrize(

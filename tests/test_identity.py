@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vlmft.identity import base_name, folder_fingerprint, generation_hash, run_name, scoring_hash
+from vlmft.evaluation.evaluate import wanted
+from vlmft.identity import base_name, folder_fingerprint, generation_hash, run_name
 from vlmft.schema import Config
 
 Composed = Callable[..., Config]
@@ -27,9 +28,9 @@ def name(composed: Composed, *overrides: str) -> str:
         "model.lora_targets=.*q_proj", "model.dtype=float32", "model.attention=eager",
         "dataset=demo_ct", "dataset.max_rows=10", "dataset.validation=0.1",
         "dataset.over_long=drop", "dataset.bad_rows=drop", "dataset.sets.demo_ct.weight=2", "dataset.percent=50",
-        "dataset.sets.demo_ct.percent=50", "dataset.sets.demo_ct.language=en", "method=full",
-        "method.batch_size=8", "method.max_row_tokens=100", "method.peft.r=4", "method.trainer.learning_rate=1",
-        "method.trainer.num_train_epochs=1", "method.trainer.max_steps=5",
+        "dataset.normalize_terms=true", "dataset.sets.demo_ct.percent=50", "dataset.sets.demo_ct.language=en",
+        "method=full", "method.batch_size=8", "method.max_row_tokens=100", "method.peft.r=4",
+        "method.trainer.learning_rate=1", "method.trainer.num_train_epochs=1", "method.trainer.max_steps=5",
     ],
 )  # fmt: skip
 def test_what_decides_the_weights_changes_the_name(override: str, composed: Composed) -> None:
@@ -43,7 +44,8 @@ def test_what_decides_the_weights_changes_the_name(override: str, composed: Comp
         "eval.max_rows=3", "eval.protocols=[strict]", "eval.generation.max_new_tokens=9", "paths.root=/elsewhere",
         "paths.outputs=/elsewhere", "tracking.wandb=true", "method.trainer.logging_steps=1",
         "method.trainer.save_steps=7", "method.trainer.dataloader_num_workers=2",
-        "dataset.max_test_rows=5",
+        "dataset.max_test_rows=5", "dataset.normalize_terms=false", "eval.closed=likelihood", "eval.ablations=[blank]",
+        "eval.debug_matches=3",
     ],
 )  # fmt: skip
 def test_what_does_not_leaves_it(override: str, composed: Composed) -> None:
@@ -79,10 +81,23 @@ def test_the_hash_of_predictions(composed: Composed) -> None:
         config = composed("eval=demo", *overrides).eval
         return generation_hash(run, config.sets["demo_ct"], config)
 
-    assert of() == of("run", "eval.protocols=[strict]") == of("run", "eval.generation.batch_size=1")
-    for other in (of("another"), of("run", "eval.max_rows=3"), of("run", "eval.generation.max_new_tokens=9")):
-        assert other != of()
-    assert scoring_hash(["a", "b"]) == scoring_hash(["b", "a"]) != scoring_hash(["a"])
+    for same in ("eval.protocols=[strict]", "eval.generation.batch_size=1", "eval.ablations=[blank]",
+                 "eval.closed=generate", "eval.debug_matches=3"):  # fmt: skip
+        assert of("run", same) == of(), same
+    for other in ("eval.max_rows=3", "eval.generation.max_new_tokens=9", "eval.closed=likelihood"):
+        assert of("run", other) != of(), other
+    assert of("another") != of()
+
+
+def test_a_pass_without_pictures_has_predictions_of_its_own(composed: Composed) -> None:
+    def of(*overrides: str) -> dict[str, str]:
+        config = composed("eval=demo", *overrides).eval
+        return wanted("run", {"demo_ct": config.sets["demo_ct"]}, config)
+
+    both = of("eval.ablations=[blank,shuffled]")
+    assert list(both) == ["demo_ct", "demo_ct.blank", "demo_ct.shuffled"] and len(set(both.values())) == 3
+    assert both.items() >= of("eval.ablations=[blank]").items() >= of().items()
+    assert not set(of("eval.closed=likelihood", "eval.ablations=[blank]").values()) & set(both.values())
 
 
 def test_a_model_folder_is_known_by_its_content(tmp_path: Path) -> None:

@@ -48,25 +48,37 @@ def conversations(folder: Path, image: bytes | None) -> Path:
 
 
 def test_a_run_from_first_start_to_what_the_same_command_does_again(command: Command, tmp_path: Path) -> None:
-    done = command(*SMALL, "method=lora")
+    done = command(*SMALL, "method=lora", "eval.ablations=[blank]", "eval.debug_matches=2")
     assert done.returncode == 0, done.stdout + done.stderr
     run = only_run(tmp_path)
     assert run.name.startswith("tiny_glm41v-demo_ct-lora-s0-")
     assert {path.name for path in run.iterdir()} >= {
         "config.yaml", "provenance.json", "status.json", "result.json", "train.log", "tensorboard", "final",
-        "predictions_demo_ct.jsonl", "checkpoint-3",
+        "predictions_demo_ct.jsonl", "predictions_demo_ct.blank.jsonl", "trained_on.jsonl", "checkpoint-3",
     }  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs"], "and nothing of Hydra's anywhere"
     result = read(run / "result.json")
-    assert (result["schema"], result["run"], result["state"]) == (1, run.name, "done")
+    assert (result["schema"], result["run"], result["state"]) == (2, run.name, "done")
     assert result["train"]["steps"] == 3 and result["train"]["questions"] == 12 and result["train"]["loss"] > 0
     found = result["evaluations"]["demo_ct"]
     records = [json.loads(line) for line in (run / "predictions_demo_ct.jsonl").read_text().splitlines()]
     assert found["n"] == len(records) > 5 and all({"raw", "finish_reason", "gold"} <= r.keys() for r in records)
     for protocol in ("normalized", "strict"):
         scores = found["scores"][protocol]
-        assert scores["correct"] + scores["incorrect"] == found["n"] == scores["closed"]["n"] + scores["open"]["n"]
-    assert 0 < found["floor"]["question_only"]["accuracy"] < 1
+        of = {name: metric["n"] for name, metric in scores["metrics"].items()}
+        assert scores["correct"] + scores["incorrect"] == found["n"] == of["accuracy"]
+        assert of["closed_accuracy"] + of["open_exact_match"] == found["n"]
+    assert 0 < found["floor"]["question_only"]["normalized"]["accuracy"] < 1
+    counts = found["leakage"]["demo_ct"]
+    assert counts["questions"] == found["n"] and counts["same_image"] == 0
+    assert all(record["train"].keys() >= {"question_only", "answer_seen", "image", "pair"} for record in records)
+    assert "leakage   nothing of demo_ct is in train" in done.stdout
+    blank = [json.loads(line) for line in (run / "predictions_demo_ct.blank.jsonl").read_text().splitlines()]
+    assert [record["id"] for record in blank] == [record["id"] for record in records]
+    without = result["evaluations"]["demo_ct.blank"]
+    assert without["difference"]["normalized"]["n"] == without["n"] == found["n"]
+    assert "demo_ct, blank: the pictures are worth" in done.stdout
+    assert "demo_ct, normalized: raw | understood | gold | verdict" in done.stdout
     assert "demo_ct" in done.stdout and str(run.relative_to(tmp_path)) in done.stdout
     provenance = read(run / "provenance.json")
     assert provenance["decided"]["micro_batch"] == 4 and provenance["attempts"][0]["packages"]["torch"]
@@ -77,16 +89,24 @@ def test_a_run_from_first_start_to_what_the_same_command_does_again(command: Com
     assert again.returncode == 0 and "nothing to do" in again.stdout and "demo_ct" in again.stdout
     assert read(run / "status.json") == status
 
-    strict = command(*SMALL, "method=lora", "eval.protocols=[strict]")
-    assert strict.returncode == 0 and "rescored" in strict.stdout
-    assert list(read(run / "result.json")["evaluations"]["demo_ct"]["scores"]) == ["strict"]
+    squad = command(*SMALL, "method=lora", "eval.protocols=[squad]", "eval.ablations=[blank]")
+    assert squad.returncode == 0 and squad.stdout.count("rescored") == 2
+    rescored = read(run / "result.json")["evaluations"]
+    for name, before in result["evaluations"].items():
+        assert list(rescored[name]["scores"]) == ["squad", "normalized", "strict"], "those of before stay"
+        assert rescored[name]["scores"]["strict"] == before["scores"]["strict"]
+        assert {key: rescored[name][key] for key in ("leakage", "generation", "dropped_rows")} == {
+            key: before[key] for key in ("leakage", "generation", "dropped_rows")
+        }
     assert read(run / "status.json") == status, "scoring again needs no worker"
 
     whole = (run / "predictions_demo_ct.jsonl").read_text()
     weights = (run / "final" / "adapter_model.safetensors").stat().st_mtime_ns
     more = command(*SMALL, "method=lora", "eval=demo", "eval.max_rows=6", "eval.protocols=[strict]")
     assert more.returncode == 0, more.stderr
-    assert set(read(run / "result.json")["evaluations"]) == {"demo_ct", "demo_xray", "demo_path"}
+    assert list(read(run / "result.json")["evaluations"]) == ["demo_ct", "demo_xray", "demo_path"], (
+        "and no pass without pictures of other predictions"
+    )
     assert [kept.read_text() for kept in (run / "earlier").iterdir()] == [whole], "other predictions are kept"
     assert (run / "final" / "adapter_model.safetensors").stat().st_mtime_ns == weights, "and nothing trained again"
 
@@ -104,9 +124,17 @@ def test_evaluation_without_training(command: Command, tmp_path: Path) -> None:
     assert run.name.startswith("tiny_glm41v-base-")
     result = read(run / "result.json")
     assert result["train"] is None and set(result["evaluations"]) == {"demo_ct", "demo_xray", "demo_path"}
-    listed = command("task=eval", f"runs=[{run}]", "eval=demo", "eval.max_rows=5", "hardware=cpu", brief)
+    assert all("leakage" not in found for found in result["evaluations"].values()), "nothing was trained on"
+    listed = command("task=eval", f"runs=[{run}]", "eval=demo", "eval.max_rows=5", "hardware=cpu", brief,
+                     "eval.closed=likelihood")  # fmt: skip
     assert listed.returncode == 0, listed.stderr
     assert read(run / "result.json")["evaluations"]["demo_ct"]["n"] < 12
+    records = [json.loads(line) for line in (run / "predictions_demo_ct.jsonl").read_text().splitlines()]
+    assert {record["answer_type"] for record in records} == {"closed", "open"}
+    for record in records:
+        assert ("likelihood" in record) == (record["answer_type"] == "closed"), record
+    chosen = {record["raw"] for record in records if record["answer_type"] == "closed"}
+    assert chosen <= {"yes", "no"}, chosen
     assert read(run / "status.json")["attempt"] == 2
     own = command("task=eval", "model=tiny_glm41v", "dataset=demo_ct", "eval.max_rows=4", "hardware=cpu", brief)
     assert own.returncode == 0 and not (run / "final").exists(), "a dataset with task=eval is not trained on"
@@ -184,7 +212,8 @@ def test_a_skipped_run_is_quick(command: Command, tmp_path: Path) -> None:
         assert "nothing to do" in done.stdout
     assert statistics.median(times) <= 1.5
     script = (
-        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "import os, runpy, sys; sys.argv = sys.argv[1:]\n"
+        "sys.path[0] = os.path.dirname(sys.argv[0])\n"  # as `python train.py` has it
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "sys.exit('torch' in sys.modules)"
     )
@@ -221,9 +250,10 @@ def test_real_vqa_rad_runs_through(command: Command, tmp_path: Path, real_data: 
     records = [json.loads(line) for line in (run / "predictions_vqa_rad.jsonl").read_text().splitlines()]
     assert len({record["id"] for record in records}) == len(records) == 451
     found = read(run / "result.json")["evaluations"]["vqa_rad"]
-    scores = found["scores"]["normalized"]
-    assert (scores["closed"]["n"], scores["open"]["n"]) == (272, 179)
-    assert found["floor"]["question_only"]["accuracy"] == pytest.approx(0.364, abs=0.01)
+    metrics = found["scores"]["normalized"]["metrics"]
+    assert (metrics["closed_accuracy"]["n"], metrics["open_exact_match"]["n"]) == (272, 179)
+    assert found["floor"]["question_only"]["normalized"]["accuracy"] == pytest.approx(0.364, abs=0.01)
+    assert found["leakage"]["vqa_rad"]["same_image"] > 190, "the published split is by question"
 
 
 def test_what_is_wrong_with_a_test_set_shows_before_training(command: Command, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`vlmft rescore | compare | score`: what can be asked of predictions that exist. No model, no GPU, no composing."""
+"""`vlmft report | status | rescore | compare | score`: what can be asked of runs that exist. No model, no GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmft.data.load import load
-from vlmft.errors import ConfigError, DataError, RunFailed, fail
+from vlmft.errors import ConfigError, DataError, RunFailed, tell
 from vlmft.evaluation import floors, outside_predictions, results, statistics
 from vlmft.evaluation.comparison import compare
 from vlmft.evaluation.predictions import generation_of, predicted_sets, predictions_file, read_predictions
@@ -25,15 +25,17 @@ DEFAULT = Eval().protocols
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Do what the arguments ask for. What is wrong is told on stderr, and the exit code is then 1."""
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
-    except (ConfigError, DataError, RunFailed, Locked) as error:
-        fail(error)
+    except (ConfigError, DataError, RunFailed) as error:
+        tell(error)
+        sys.exit(1)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vlmft", description="Scores of predictions that exist; train.py makes them.")
+    parser = argparse.ArgumentParser(prog="vlmft", description="What runs have come to; train.py makes them.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     protocols = "; ".join(f"{name}: {protocol.about}" for name, protocol in PROTOCOLS.items())
 
@@ -46,11 +48,22 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         return added
 
+    page = commands.add_parser("report", help="make the report of a sweep, or of any runs", description=_report.__doc__)
+    page.set_defaults(command=_report)
+    page.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a sweep's folder, run directories, outputs")
+    page.add_argument("--out", type=Path, metavar="FOLDER", help="default: multirun_reports/<name of the first path>")
+    page.add_argument("--no-images", action="store_true", help="leave the pictures of the questions out of the page")
+    live = commands.add_parser("status", help="what runs are doing", description=_status.__doc__)
+    live.set_defaults(command=_status)
+    live.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="a sweep's folder, run directories (outputs)")
+    live.add_argument("--watch", action="store_true", help="go on until Ctrl-C")
+    live.add_argument("--refresh", type=float, default=10, metavar="SECONDS")
+    live.add_argument("--tail", type=int, default=0, metavar="N", help="also the last N lines of the logs")
     again = command("rescore", _rescore, "score the stored predictions of runs again, and rebuild their result.json")
-    again.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
+    again.add_argument("runs", nargs="+", type=_folder, metavar="RUN_DIR")
     _matches(again)
     pairs = command("compare", _compare, "test every two runs against each other on the questions both answer")
-    pairs.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
+    pairs.add_argument("runs", nargs="+", type=_folder, metavar="RUN_DIR")
     outside = command("score", _score, "score predictions that were made elsewhere against a publisher's questions")
     outside.add_argument("--questions", required=True, metavar="PATH", help="the publisher's folder")
     outside.add_argument("--format", required=True, help="slake, vqa_rad, pathvqa, conversations, …")
@@ -64,6 +77,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _report(options: argparse.Namespace) -> None:
+    """One page with matrix, intervals, comparisons, breakdowns and pictures, and its tables as files."""
+    from vlmft.report.build import build
+    from vlmft.report.scan import runs_below, sweep
+    from vlmft.sweep import PLAN, REPORTS
+
+    planned = len(options.paths) == 1 and (options.paths[0] / PLAN).is_file()
+    found = sweep(options.paths[0]) if planned else runs_below(options.paths)
+    folder = options.out or (options.paths[0] if planned else REPORTS / found.name)
+    for file in build(found, folder, images=not options.no_images):
+        print(f"written   {file}")
+    print(found.describe())
+
+
+def _status(options: argparse.Namespace) -> None:
+    """State, progress, time left, loss and its history of each run; GPUs and Slurm jobs where there are any."""
+    from vlmft.watch import status_command
+
+    status_command(options.paths, watch=options.watch, refresh=options.refresh, tail=options.tail)
+
+
+def _folder(text: str) -> Path:
+    return Path(text).resolve()  # a run's folder has its name, and "." has none
+
+
 def _matches(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug-matches", type=int, default=0, metavar="N", help="print the first N comparisons")
 
@@ -72,10 +110,15 @@ def _rescore(options: argparse.Namespace) -> None:
     protocols = options.protocol or DEFAULT
     runs = [(run, _predicted(run)) for run in options.runs]  # before anything is written
     for run, names in runs:
-        with RunLock(run.parent, run.name):
-            for name in names:
-                generation = generation_of(predictions_file(run, name))
-                results.score_set(run, name, protocols, generation or "")
+        try:
+            with RunLock(run.parent, run.name):
+                for name in names:
+                    generation = generation_of(predictions_file(run, name))
+                    results.score_set(run, name, protocols, generation or "")
+        except Locked as held:
+            raise RunFailed(f"{run}: {held}") from held
+        except ValueError as error:
+            raise DataError(f"{run}, {name}: {error}") from error
         result = results.read(run)
         print_table(result)
         for name in names if options.debug_matches else []:
@@ -102,7 +145,10 @@ def _compare(options: argparse.Namespace) -> None:
             if name in names[second]:
                 one, other = (read_predictions(predictions_file(run, name)) for run in (first, second))
                 named = {"set": name, "first": first.name, "second": second.name}
-                found.append(named | compare(one, other, protocol))
+                try:
+                    found.append(named | compare(one, other, protocol))
+                except ValueError as error:
+                    raise DataError(f"compare: {first.name} and {second.name} on {name}: {error}") from error
     if not found:
         raise DataError("compare: no two of these runs have predictions on the same set")
     for row, adjusted in zip(found, statistics.holm([row["p"] for row in found]), strict=True):
@@ -124,7 +170,10 @@ def _score(options: argparse.Namespace) -> None:
     notes = floors.learnt(train, questions)
     records = [record | {"train": note} for record, note in zip(joined.records, notes, strict=True)]
     protocols = options.protocol or DEFAULT
-    entry = score(records, protocols) | {"missing": len(joined.missing), "unjoined": len(joined.unjoined)}
+    try:
+        entry = score(records, protocols) | {"missing": len(joined.missing), "unjoined": len(joined.unjoined)}
+    except ValueError as error:
+        raise DataError(f"{spec.name}: {error}") from error
     if options.json:
         print(json.dumps(entry, ensure_ascii=False))
         return

@@ -206,6 +206,24 @@ def test_ids_are_made_unique_and_do_not_depend_on_good_rows(tmp_path: Path) -> N
     assert [each.id for each in read(tmp_path, rows) if isinstance(each, Question)] == got[1:]
 
 
+@pytest.mark.parametrize(
+    ("keys", "task", "options"),
+    [
+        ({}, "vqa", ()),
+        ({"task": "report"}, "report", ()),
+        ({"task": "Multi-label "}, "multi_label", ()),
+        ({"task": "Instance Detection", "options": None}, "instance_detection", ()),
+        ({"options": ["CT ", "MRI"]}, "multiple_choice", ("CT", "MRI")),
+        ({"task": "", "options": {"A": "CT", "B": "MRI"}}, "multiple_choice", ("CT", "MRI")),
+        ({"task": "vqa", "options": ["CT", "MRI"]}, "vqa", ("CT", "MRI")),
+        ({"task": None, "options": []}, "vqa", ()),
+    ],
+)
+def test_task_and_options(tmp_path: Path, keys: dict[str, Any], task: str, options: tuple[str, ...]) -> None:
+    got = question(tmp_path, row(**keys))
+    assert (got.task, got.options, got.facts) == (task, options, {})
+
+
 def test_number_as_answer_is_text(tmp_path: Path) -> None:
     assert question(tmp_path, row(answer=4)).answer == "4"
 
@@ -236,6 +254,12 @@ def test_other_keys_become_facts(tmp_path: Path) -> None:
         (row(image=3), "image is 3"),
         (row(image=""), "image is ''"),
         (row(image=["a.png", None]), "image is ["),
+        (row(task="segmentation"), "task is 'segmentation'; it should be one of vqa, multiple_choice, multi_label"),
+        (row(task=3), "task is '3'"),
+        (row(options="A. CT B. MRI"), "options are 'A. CT B. MRI'; they should be a list of texts, A first"),
+        (row(options=["CT", 3]), "options are ["),
+        (row(options=["CT", " "]), "options are ["),
+        (row(options={"A": "CT", "B": None}), "options are {"),
         ("text", "expected an object"),
     ],
 )

@@ -126,9 +126,18 @@ def test_row(tmp_path: Path) -> None:
         "language": "en",
         "modality": "MRI",
         "content_type": "Modality",
-        "base_type": "vqa",
+        "external_knowledge": "no",
         "location": "Abdomen",
     }
+
+
+def test_whether_a_question_needs_external_knowledge(
+    published: dict[tuple[str, str], list[Question | BadRow]], tmp_path: Path
+) -> None:
+    said = Counter(question.facts["external_knowledge"] for question in good(published["en", "test"]))
+    assert said == {"no": 913, "yes": 148}
+    (asked, unsaid) = good(read(tmp_path, ROW | {"base_type": "kvqa"}, ROW | {"qid": 1, "base_type": ""}))
+    assert asked.facts["external_knowledge"] == "yes" and "external_knowledge" not in unsaid.facts
 
 
 def test_one_language_or_both(tmp_path: Path) -> None:

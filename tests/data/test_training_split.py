@@ -11,6 +11,7 @@ import pytest
 
 from tests.data.test_load import asked, ids
 from vlmft.data.load import image_groups
+from vlmft.data.question import Question
 from vlmft.data.training_split import split_off, training_questions
 from vlmft.errors import DataError
 from vlmft.identity import dataset_facts
@@ -74,6 +75,38 @@ def test_a_split_is_validation_and_a_test_file_is_not(composed: Callable[..., Co
     assert [question.answer for question in split.validation] == ["validation"]
     with pytest.raises(DataError, match="no honest test score"):
         training_questions(dataset(composed, *chosen, f"dataset.validation={tmp_path / 'test.json'}"), seed=0)
+
+
+@pytest.fixture
+def synonyms(tmp_path: Path) -> str:
+    """The option that names a set whose answers are written in more than one form."""
+    said = [("X-ray", None), ("plain film", None), ("Chest radiograph", "report"), ("plain film", "multi_label")]
+    rows = [
+        {"id": n, "conversations": [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": answer}]}
+        | ({"task": task} if task else {})
+        for n, (answer, task) in enumerate(said)
+    ]
+    first = [{"from": "human", "value": "And before?"}, {"from": "gpt", "value": "plain film"}]
+    rows[0]["conversations"] = [*first, *rows[0]["conversations"]]  # type: ignore[misc]
+    for name in ("train", "validation"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    return f"dataset.path={tmp_path}"
+
+
+def answers(questions: list[Question]) -> list[list[str]]:
+    return [[turn.answer for turn in q.turns] for q in sorted(questions, key=lambda q: q.id)]
+
+
+def test_synonyms_are_trained_in_one_form(composed: Callable[..., Config], synonyms: str) -> None:
+    chosen = ("dataset=conversations", synonyms, "dataset.validation=validation")
+    split = training_questions(dataset(composed, *chosen, "dataset.normalize_terms=true"), seed=0)
+    as_written = [["plain film", "X-ray"], ["plain film"], ["Chest radiograph"], ["plain film"]]
+    one_form = [["x-ray", "X-Ray"], ["x-ray"], ["Chest radiograph"], ["plain film"]]
+    assert answers(split.train) == answers(split.validation) == one_form, "answers in words alone"
+    assert split.renamed == 2 and "2 answers in another form" in split.describe()
+    plain = training_questions(dataset(composed, *chosen), seed=0)
+    assert answers(plain.train) == answers(plain.validation) == as_written
+    assert plain.renamed == 0 and "another form" not in plain.describe()
 
 
 def test_split_off_is_by_image_and_ignores_the_order_of_rows() -> None:

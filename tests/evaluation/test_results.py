@@ -52,3 +52,15 @@ def test_a_pass_without_pictures_is_compared_with_its_set(tmp_path: Path) -> Non
     change = results.read(tmp_path)["evaluations"]["s.blank"]["difference"]["normalized"]
     assert change["difference"] == pytest.approx(10 / 30) and change["low"] > 0
     assert (change["n"], change["test"], change["p"]) == (30, "exact McNemar", pytest.approx(2 / 2**10))
+    results.score_set(tmp_path, "s", ["normalized"], "g")
+    assert "difference" not in results.read(tmp_path)["evaluations"]["s"]
+
+
+def test_a_pass_goes_when_its_set_is_answered_anew(tmp_path: Path) -> None:
+    for name in ("s", "s.blank", "t", "t.blank"):
+        write_predictions(predictions_file(tmp_path, name), [record("g1")])
+        results.score_set(tmp_path, name, ["strict"], "g1")
+    results.score_set(tmp_path, "s", ["normalized"], "g1")
+    assert list(results.read(tmp_path)["evaluations"]) == ["s", "s.blank", "t", "t.blank"], "scored again is not anew"
+    results.score_set(tmp_path, "s", ["strict"], "g2")
+    assert list(results.read(tmp_path)["evaluations"]) == ["s", "t", "t.blank"]

@@ -102,6 +102,13 @@ def test_groups_floors_and_the_rows_that_were_not_trained_on() -> None:
     assert score(ROWS, ["strict"])["scores"]["strict"]["without_duplicates"] is None
 
 
+def test_a_set_that_was_all_trained_on_has_nothing_without_duplicates() -> None:
+    found = score([row | {"train": {"pair": True}} for row in ROWS], ["strict"])["scores"]["strict"]
+    without = found["without_duplicates"]
+    assert (without["value"], without["low"], without["high"], without["n"]) == (None, None, None, 0)
+    assert found["metrics"]["accuracy"]["value"] == 2 / 5
+
+
 def test_groups_under_twenty_are_not_shown() -> None:
     rows = [record("a", "a", id=str(n), facts={"organ": "lung" if n < 19 else "liver"}) for n in range(60)]
     assert {fact: list(values) for fact, values in groups_of(rows).items()} == {"organ": ["liver"]}

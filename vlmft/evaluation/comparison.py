@@ -16,7 +16,8 @@ def compare(first: Sequence[Record], second: Sequence[Record], protocol: str) ->
     """`second` minus `first` in the headline metric, over the questions (by id) that both answer.
 
     The interval is a paired bootstrap over images; `p` is the exact McNemar test where every question is right or
-    wrong, else of that bootstrap. Raises ValueError where no question is shared.
+    wrong, else of that bootstrap. What cannot be measured (an interval over one image) is None. Raises ValueError where
+    no question is shared, and as `judge`.
     """
     of_second = {record["id"]: record for record in second}
     pairs = [(record, of_second[record["id"]]) for record in first if record["id"] in of_second]
@@ -24,10 +25,10 @@ def compare(first: Sequence[Record], second: Sequence[Record], protocol: str) ->
         raise ValueError("The two sets of predictions share no question.")
     judged = [(judge(one, protocol).values, judge(other, protocol).values) for one, other in pairs]
     metric = headline([one for one, _ in pairs], protocol)
-    if metric not in judged[0][0]:
+    if not any(metric in one for one, _ in judged):
         metric = "accuracy"  # balanced accuracy is no sum over records
     own = [(one.get(metric, (0.0, 0.0)), other.get(metric, (0.0, 0.0))) for one, other in judged]
-    difference, low, high, p = statistics.paired_difference(
+    *found, p = statistics.paired_difference(
         [one[0] for one, _ in own], [one[1] for one, _ in own],
         [other[0] for _, other in own], [other[1] for _, other in own],
         statistics.clusters([one["images"] for one, _ in pairs]),
@@ -35,6 +36,7 @@ def compare(first: Sequence[Record], second: Sequence[Record], protocol: str) ->
     shares = all(above in (0, 1) and below == 1 for pair in own for above, below in pair)
     if shares:
         p = statistics.mcnemar([one[0] == 1 for one, _ in own], [other[0] == 1 for _, other in own])
+    difference, low, high = (None if value != value else value for value in found)  # nan is no JSON
     return {
         "metric": metric, "n": len(pairs), "difference": difference, "low": low, "high": high, "p": p,
         "test": "exact McNemar" if shares else "paired bootstrap over images",

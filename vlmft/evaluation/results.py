@@ -40,10 +40,13 @@ def score_set(run: Path, name: str, protocols: Sequence[str], generation: str, *
     """Score the stored predictions on one set and keep the outcome, with the hashes that say what it belongs to.
 
     Protocols that it was scored under before are scored again beside `protocols`. `facts` (rows left out, leakage) are
-    what scoring cannot know; those of before stay. A pass without the pictures also gets its difference to the set.
+    what scoring cannot know; those of before stay. A pass without the pictures also gets its difference to the set, and
+    goes when the set is answered anew.
     """
     evaluations = read(run)["evaluations"]
     before = evaluations.get(name, {})
+    if before.get("generation", generation) != generation:
+        evaluations = {key: found for key, found in evaluations.items() if not key.startswith(f"{name}.")}
     again = [protocol for protocol in before.get("scores", {}) if protocol in PROTOCOLS]
     named = list(dict.fromkeys([*protocols, *again]))
     records = read_predictions(predictions_file(run, name))

@@ -124,7 +124,7 @@ def _with_interval(column: Column, drawn: Sequence[float]) -> dict[str, Any]:
     value, source = _ratio(column), "bootstrap over images"
     low, high = (None if bound != bound else bound for bound in drawn)  # nan: never measurable
     share = all(above in (0, 1) and below == 1 for above, below in pairs)
-    if share and (len(pairs) < SMALL or value in (0, 1)):  # where all are right, every draw is as well
+    if pairs and share and (len(pairs) < SMALL or value in (0, 1)):  # where all are right, every draw is as well
         source = "Wilson"
         low, high = statistics.wilson(round(sum(above for above, _ in pairs)), len(pairs))
     return {"value": value, "low": low, "high": high, "n": len(pairs), "interval": source}

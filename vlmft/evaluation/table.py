@@ -99,7 +99,13 @@ def _remarks(sets: dict[str, Any], evaluations: dict[str, Any]) -> Iterable[str]
         yield "floor: what the question alone gives away (the most common training answer to it)"
     for name, found in sets.items():
         points = 100 * found["smallest_difference"]
-        yield f"{name}: two models have to differ by {points:.1f} points to be told apart (80 % power, 15 % discordant)"
+        if points > 100:
+            yield f"{name}: {found['n']} questions are too few to tell two models apart"
+        else:
+            yield (
+                f"{name}: two models have to differ by {points:.1f} points to be told apart "
+                "(80 % power, 15 % discordant)"
+            )
         rate = max(scores["unparsed_rate"] for scores in found["scores"].values())
         if rate > MANY_UNPARSED:
             yield f"{name}: {100 * rate:.1f} % of the answers could not be read and count as wrong"
@@ -131,8 +137,9 @@ def _console() -> Console:
 
 def _points(change: Mapping[str, Any]) -> str:
     scale, unit = (1, "") if change["metric"] in LOWER_IS_BETTER else (100, " points")
-    low, high = (f"{scale * change[key]:+.1f}" for key in ("low", "high"))
-    return f"{scale * change['difference']:+.1f}{unit} [{low}, {high}]"
+    numbers = (change[key] for key in ("difference", "low", "high"))
+    difference, low, high = ("–" if number is None else f"{scale * number:+.1f}" for number in numbers)
+    return f"{difference}{unit} [{low}, {high}]"
 
 
 def _p(value: float) -> str:

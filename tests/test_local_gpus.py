@@ -34,6 +34,9 @@ import json, os, subprocess, sys, time
 from pathlib import Path
 import hydra
 
+pytestmark = pytest.mark.slow  # trains, starts processes, or opens a browser
+
+
 class Stubborn(Exception):
     def __init__(self, what, why):
         super().__init__(what)

@@ -25,6 +25,9 @@ from vlmft.schema import Config, Task, read_config
 from vlmft.status import Status
 from vlmft.worker import train
 
+pytestmark = pytest.mark.slow  # trains, starts processes, or opens a browser
+
+
 Composed = Callable[..., Config]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 MODEL = ("model=tiny_glm41v", "hardware=cpu")

@@ -15,6 +15,9 @@ from vlmft.report.matrix import matrix
 from vlmft.report.page import page
 from vlmft.report.scan import sweep
 
+pytestmark = pytest.mark.slow  # trains, starts processes, or opens a browser
+
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 HOSTILE = "</script><img src=x onerror=alert(1)>"

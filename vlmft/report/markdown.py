@@ -49,7 +49,7 @@ def _of_protocol(matrix: Matrix) -> Iterator[str]:
     metrics = [f"{plain(name)}<br>{plain(metric_of(matrix, name))}" for name in matrix.sets]
     yield table(["model", *metrics], rows)
     yield (
-        "Shares in percent, with 95 % intervals over the test questions. Bold: the best of a column. "
+        "Shares in percent, with 95 % intervals over the test images. Bold: the best of a column. "
         "†: trained on this set. "
         rf"\*: differs from its base model, p < {SIGNIFICANT} (Holm over this matrix)."
     )

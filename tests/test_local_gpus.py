@@ -158,7 +158,7 @@ def test_what_happens_to_one_does_not_touch_the_others(
     assert failed == {
         "raises": "ValueError: no such row",
         "stubborn": "Stubborn: two words",
-        "dies": "killed by SIGKILL: by hand, or because the machine ran out of memory",
+        "dies": "killed by SIGKILL: by hand, by the scheduler, or because the machine ran out of memory",
         "exits": "ended with exit code 3",
         "odd": "the job returned what cannot be pickled, <class 'generator'>: cannot pickle 'generator' object",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -68,3 +69,12 @@ def _expected(error: Exception) -> bool:
 
     known = (ConfigError, DataError, RunFailed, HydraException, OmegaConfBaseException)
     return isinstance(error, known)
+
+
+def how_it_died(code: int) -> str:
+    """What the exit code of a process that said nothing itself means."""
+    if code == -signal.SIGKILL:
+        return "killed by SIGKILL: by hand, by the scheduler, or because the machine ran out of memory"
+    if code == 130:
+        return "interrupted"
+    return f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

@@ -19,7 +19,7 @@ from vlmft import status, sweep
 from vlmft.config_check import check, require
 from vlmft.data.load import fingerprint, source
 from vlmft.data.mixture import training_sets
-from vlmft.errors import ConfigError, DataError, RunFailed, fail
+from vlmft.errors import ConfigError, DataError, RunFailed, fail, how_it_died
 from vlmft.evaluation import results
 from vlmft.evaluation.evaluate import chosen_sets, wanted
 from vlmft.evaluation.folders import named, run_of
@@ -159,6 +159,8 @@ def _evaluate_runs(config: Config) -> None:
                 command = ["-m", "vlmft.worker", "--evaluation", str(request), *map(str, todo)]
                 _work(list(todo), command, config, *locks)
     _report(list(runs), config.eval)
+    if len(runs) > 1:
+        print(f"together  vlmft report {' '.join(map(str, runs))}")
 
 
 def _rescore(folder: Path, names: Sequence[str], hashes: dict[str, str], protocols: list[str]) -> None:
@@ -184,18 +186,12 @@ def _work(folders: Sequence[Path], command: Sequence[str], config: Config, *lock
         if found.get("started", 0) < started - 1:
             continue  # this worker never came to it
         if found["state"] == "running":
-            found["error"], found["state"] = _how_it_died(code), "failed"
+            found["error"], found["state"] = how_it_died(code), "failed"
             status.correct(folder, "failed", found["error"])
             results.update(folder, state="failed")
         if found["state"] == "failed":
             failed.append(f"failed    {folder}: {found['error']}\n          log: {folder / 'train.log'}")
     raise RunFailed("\n".join(failed) or f"the worker ended with exit code {code} before it began")
-
-
-def _how_it_died(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "killed by SIGKILL: by hand, by the scheduler, or because the machine ran out of memory"
-    return f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from typing import Any
 from hydra.core.utils import JobReturn
 
 from vlmft.config_check import explain
-from vlmft.errors import RunFailed
+from vlmft.errors import RunFailed, how_it_died
 from vlmft.files import read_json
 
 CHILD = Path(__file__).with_name("_child.py")
@@ -60,7 +60,7 @@ class Job:
         try:
             self.outcome = pickle.loads(self.call.with_suffix(".return").read_bytes())
         except Exception as problem:  # no answer, or one that cannot be read here
-            self.failure = _how_it_died(code) if isinstance(problem, FileNotFoundError) else f"its answer: {problem}"
+            self.failure = how_it_died(code) if isinstance(problem, FileNotFoundError) else f"its answer: {problem}"
             if code > 0 and code != 130 and (line := _last_line(self.log)):
                 self.failure += f": {line}"
             self.outcome.return_value = RunFailed(
@@ -114,14 +114,6 @@ def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     last = next((line for line in reversed(lines) if line.strip() and not line[0].isspace()), "")
     return last.removeprefix("failed ").strip()
-
-
-def _how_it_died(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "killed by SIGKILL: by hand, or because the machine ran out of memory"
-    if code == 130:
-        return "interrupted"
-    return f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

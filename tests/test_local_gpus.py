@@ -29,12 +29,12 @@ from tests.conftest import ROOT
 from vlmft.errors import ConfigError
 from vlmft.schema import Device
 
+pytestmark = pytest.mark.slow  # every test starts processes
+
 APP = """
 import json, os, subprocess, sys, time
 from pathlib import Path
 import hydra
-
-pytestmark = pytest.mark.slow  # trains, starts processes, or opens a browser
 
 
 class Stubborn(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +20,6 @@ BASE, INDIVIDUAL, COMBINED = KINDS = ("base", "individual", "combined")  # model
 MOST_SETTINGS = 3  # in a row's label
 
 # What changes neither the weights nor the answers, or only where they are made.
-_APART = frozenset({"task", "paths", "hardware", "label", "tracking", "force", "runs", "check", "log_level"})
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def differences(sweep: Sweep) -> list[dict[str, Any]]:
 
 
 def _differing(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    settings = {run.name: _settings(run) for run in runs}
+    settings = {run.name: run.settings for run in runs}
     found = []
     for key in dict.fromkeys(key for of_run in settings.values() for key in of_run):
         values = {name: of_run[key] for name, of_run in settings.items() if key in of_run}
@@ -160,27 +159,13 @@ def _differing(runs: Sequence[Run]) -> list[dict[str, Any]]:
             continue
         # What is said of one member of a mixture is compared among the runs that have it.
         lacking = len(values) < len(settings) and not key.startswith("dataset.sets.")
-        if lacking or len({json.dumps(value, sort_keys=True, default=str) for value in values.values()}) > 1:
+        if lacking or len({*map(repr, values.values())}) > 1:
             found.append({"setting": key, "values": values})
     return found
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    kept = {key: value for key, value in run.config.items() if key not in _APART}
-    members = (kept.get("dataset") or {}).get("sets")
-    return dict(_flat(kept)) | ({"dataset.sets": ", ".join(members)} if members else {})
-
-
-def _flat(node: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
-
-
 def _place(value: Any) -> bool:
-    return isinstance(value, str) and Path(value).is_absolute()
+    return isinstance(value, str) and value.startswith("/")
 
 
 def seeds(matrix: Matrix) -> list[dict[str, Any]]:
@@ -188,9 +173,7 @@ def seeds(matrix: Matrix) -> list[dict[str, Any]]:
     groups: dict[str, list[tuple[Run, list[Cell]]]] = {}
     for _, run, cells in matrix.rows:
         if not run.base and any(cell.value is not None for cell in cells):
-            kept = {
-                key: value for key, value in _settings(run).items() if key != "seed" and not key.startswith("eval.")
-            }
+            kept = {key: value for key, value in run.settings.items() if key != "seed" and not key.startswith("eval.")}
             groups.setdefault(json.dumps(kept, sort_keys=True, default=str), []).append((run, cells))
     found = []
     for members in groups.values():

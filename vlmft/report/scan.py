@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from vlmft.sweep import PLAN
 
 STATES = DONE, RUNNING, FAILED, INTERRUPTED, MISSING = "done", "running", "failed", "interrupted", "missing"
 ERROR_LINES = 5
+_APART = frozenset({"task", "paths", "hardware", "label", "tracking", "force", "runs", "check", "log_level"})
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,13 @@ class Run:
         if self.state not in (FAILED, INTERRUPTED):
             return ""
         return "\n".join(str(self.status.get("error") or "").strip().splitlines()[-ERROR_LINES:])
+
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """What decides about the run, by dotted key, and the names of a mixture's members."""
+        kept = {key: value for key, value in self.config.items() if key not in _APART}
+        members = (kept.get("dataset") or {}).get("sets")
+        return dict(_flat(kept)) | ({"dataset.sets": ", ".join(members)} if members else {})
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
@@ -173,3 +181,11 @@ def read_run(folder: Path, planned: Mapping[str, Any] | None = None, sets: Seque
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         config = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), loader)
     return Run(folder, config, read_json(folder / "result.json") or {}, status.read(folder), sets)
+
+
+def _flat(node: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value

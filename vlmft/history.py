@@ -6,6 +6,7 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 from vlmft.files import write_text
 
@@ -24,6 +25,11 @@ def go_back(folder: Path, step: int) -> None:
     if (folder / HISTORY).is_file():
         kept = [line for line in _finished(folder).splitlines() if 0 <= _step(line) <= step] if step else []
         write_text(folder / HISTORY, "".join(f"{line}\n" for line in kept))
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Every line that was finished, in order; none where there is no history."""
+    return [json.loads(line) for line in _finished(folder).splitlines()] if (folder / HISTORY).is_file() else []
 
 
 def losses(folder: Path) -> list[float]:

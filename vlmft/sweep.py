@@ -152,7 +152,7 @@ def found(folder: Path, config: Config) -> None:
         entry = plan["jobs"][job[1]]
         if entry["folder"] != str(folder):
             entry["folder"], entry["base"] = _folders(config)
-            write_json(job[0] / PLAN, plan | {"jobs": plan["jobs"]})
+            write_json(job[0] / PLAN, plan)
 
 
 def report_of_this_job() -> None:

@@ -19,9 +19,9 @@ from vlmft import history, status
 from vlmft.errors import ConfigError, DataError
 from vlmft.files import read_json
 from vlmft.machine import gone, gpu_lines, locked, queue_lines
+from vlmft.sweep import PLAN
 
 OUTPUTS = Path("outputs")
-PLAN = "plan.json"  # of a sweep
 DIED, WAITING, STARTING = "died", "waiting", "starting"  # which no status file says
 _ORDER = ("running", STARTING, "failed", DIED, "interrupted", WAITING, "done")
 _COLOURS = {"running": "cyan", STARTING: "cyan", "failed": "red", DIED: "red", "interrupted": "yellow", "done": "green"}

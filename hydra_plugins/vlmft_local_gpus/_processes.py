@@ -23,6 +23,7 @@ from hydra.core.utils import JobReturn
 from vlmft.config_check import explain
 from vlmft.errors import RunFailed, how_it_died
 from vlmft.files import read_json
+from vlmft.sweep import PLAN
 
 CHILD = Path(__file__).with_name("_child.py")
 PATIENCE = 20.0  # seconds between SIGTERM and SIGKILL
@@ -146,7 +147,7 @@ def _sigterm_raises() -> Iterator[None]:
 @contextmanager
 def _display(jobs: Sequence[Job], sweep_dir: Path) -> Iterator[Callable[[str | None], None]]:
     """A function that shows a line, or with None what has changed: on a terminal, of planned runs, in a live table."""
-    plan = sweep_dir / "plan.json"
+    plan = sweep_dir / PLAN
     if not (sys.stdout.isatty() and plan.is_file()):
         yield lambda line: print(line, flush=True) if line is not None else None
         return

@@ -16,6 +16,7 @@ from vlmft.data import sources
 from vlmft.data.question import BadRow, Question
 from vlmft.data.sources import set_name
 from vlmft.errors import DataError
+from vlmft.evaluation.statistics import clusters
 from vlmft.files import file_digests
 
 if TYPE_CHECKING:
@@ -103,22 +104,12 @@ def image_groups(questions: list[Question]) -> list[list[int]]:
 
     A question with several images joins their groups; a question without an image is a group by itself.
     """
-    parent: dict[str, str] = {}
-
-    def root(image: str) -> str:
-        while parent.setdefault(image, image) != image:
-            parent[image] = image = parent[parent[image]]
-        return image
-
     keys = [question.images or (f"\0{question.id}",) for question in questions]
-    for first, *others in keys:
-        for other in others:
-            low, high = sorted((root(first), root(other)))
-            parent[high] = low  # the group is named by its first path, whatever the order of the rows
-    groups: dict[str, list[int]] = {}
-    for position, key in enumerate(keys):
-        groups.setdefault(root(key[0]), []).append(position)
-    return [groups[image] for image in sorted(groups)]
+    groups: dict[int, list[int]] = {}
+    for position, number in enumerate(clusters(keys)):
+        groups.setdefault(number, []).append(position)
+    # By the first path, whatever the order of the rows.
+    return sorted(groups.values(), key=lambda group: min(min(keys[position]) for position in group))
 
 
 def _limit(questions: list[Question], limit: int, seed: int) -> list[Question]:

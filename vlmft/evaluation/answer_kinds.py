@@ -159,7 +159,7 @@ def number(text: str) -> Read[float]:
 
 
 _HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {ord("−"): "-"}  # NFKC makes "mm²" "mm2"
-_FENCE = re.compile(r"^\s*+```\w*+|```\s*+$")
+FENCE = re.compile(r"^\s*+```\w*+|```\s*+$")
 _LABEL_END = re.compile(r"[;,；，、\r\n]")
 _OUTER = " \t.:!?。！？：'\"“”‘’*_`•·"
 
@@ -173,7 +173,7 @@ def labels(text: str) -> list[str]:
 def _json_texts(text: str) -> list[str]:
     """The texts of a JSON list of texts; none for anything else."""
     try:
-        found = json.loads(_FENCE.sub("", text))
+        found = json.loads(FENCE.sub("", text))
     except (ValueError, RecursionError):
         return []
     return found if isinstance(found, list) and all(isinstance(piece, str) for piece in found) else []

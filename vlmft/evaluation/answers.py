@@ -7,6 +7,8 @@ The rule never guesses: a text that is not clearly an answer is unparsed, and wh
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from vlmft.data.question import CLOSED, MULTIPLE_CHOICE, VQA
 from vlmft.evaluation.answer_kinds import OK, Parsed, leading_yes_no
@@ -79,6 +81,17 @@ def parse(raw: str, *, finish_reason: str, answer_type: str, think_prefilled: bo
     if not finished and not said_before_the_cut:
         return Parsed(None, TRUNCATED)
     return Parsed(answer, OK) if answer else Parsed(None, EMPTY)
+
+
+def parse_record(record: Mapping[str, Any]) -> Parsed:
+    """`parse` on a stored prediction. Raises KeyError for one without raw, finish_reason or answer_type."""
+    return parse(
+        record["raw"],
+        finish_reason=record["finish_reason"],
+        answer_type=record["answer_type"],
+        task=record.get("task", VQA),
+        think_prefilled=bool(record.get("think_prefilled", False)),
+    )
 
 
 def _answer_span(text: str, *, closed_only: bool) -> tuple[str, bool]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vlmft.evaluation.answer_kinds import OK, REFUSES, Read, label, why_unread
+from vlmft.evaluation.answer_kinds import FENCE, OK, REFUSES, Read, label, why_unread
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2, as they were said
 
@@ -16,7 +16,6 @@ _BRACKET = re.compile(r"[\[\](){}]")
 _LITERAL = re.compile(  # what a Python literal of boxes is made of; other text is kept from Python's parser
     r"(?:'[^'\\\n]*+'|\"[^\"\\\n]*+\"|-?[0-9][0-9.]*+(?:e[-+]?[0-9]++)?|[\[\](){},:\s])*+"
 )
-_FENCE = re.compile(r"^\s*+```\w*+|```\s*+$")
 _DEEPEST = 8  # far beyond any list of boxes, far below what the parsers cannot hold
 _DECIMAL = r"[-+]?[0-9]++(?:\.[0-9]*+)?"
 _FOUR = re.compile(rf"[\[(]\s*+({_DECIMAL})" + rf"(?:\s*+[,;]\s*+|\s++)({_DECIMAL})" * 3 + r"\s*+[\])]")
@@ -134,7 +133,7 @@ def _structure(text: str) -> list[Any] | dict[Any, Any] | tuple[Any, ...] | None
         deepest = max(deepest, depth)
     if not 0 < deepest <= _DEEPEST:
         return None
-    plain = _FENCE.sub("", text).strip()
+    plain = FENCE.sub("", text).strip()
     for reader in (json.loads, ast.literal_eval) if _LITERAL.fullmatch(plain) else (json.loads,):
         try:
             found = reader(plain)

@@ -13,7 +13,7 @@ from typing import Any
 from vlmft.data.question import CLOSED, OPEN, TASKS, VQA
 from vlmft.evaluation import task_metrics, terms
 from vlmft.evaluation.answer_kinds import parse_yes_no, yes_no_gold
-from vlmft.evaluation.answers import parse
+from vlmft.evaluation.answers import parse_record
 from vlmft.evaluation.metrics import (
     answer_length,
     exact_match,
@@ -75,10 +75,7 @@ def judge(record: Record, protocol: str) -> Verdict:
         raise ValueError(f"Record {record.get('id')!r}: answer_type {kind!r} is not {CLOSED!r} or {OPEN!r}.")
     if task not in TASKS:
         raise ValueError(f"Record {record.get('id')!r}: there is no task {task!r}. There are: {', '.join(TASKS)}.")
-    answer = parse(
-        record["raw"], finish_reason=record["finish_reason"], answer_type=kind, task=task,
-        think_prefilled=bool(record.get("think_prefilled", False)),
-    )  # fmt: skip
+    answer = parse_record(record)
     chosen = PROTOCOLS[protocol]
     if task == VQA or chosen.every_task:
         return chosen.words(answer.text, answer.status, record)

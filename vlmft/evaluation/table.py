@@ -56,12 +56,12 @@ def print_scores(title: str, evaluations: dict[str, Any]) -> None:
             name,
             protocol,
             f"{found['n']:,}",
-            f"{head.replace('_', ' ')} {_number(scores['metrics'].get(head, {}).get('value'), head)}",
+            f"{head.replace('_', ' ')} {number(scores['metrics'].get(head, {}).get('value'), head)}",
             _interval(scores["metrics"].get(head, {}), head),
-            *(_number(scores["metrics"].get(metric, {}).get("value"), metric) for metric in metrics),
-            _number(scores["unparsed_rate"], ""),
-            _number(found["floor"].get(QUESTION_ONLY, {}).get(protocol, {}).get(head), head),
-            *(_number(other["metrics"].get(head, {}).get("value") if other else None, head) for other in without),
+            *(number(scores["metrics"].get(metric, {}).get("value"), metric) for metric in metrics),
+            number(scores["unparsed_rate"], ""),
+            number(found["floor"].get(QUESTION_ONLY, {}).get(protocol, {}).get(head), head),
+            *(number(other["metrics"].get(head, {}).get("value") if other else None, head) for other in without),
         )
     _console().print(table)
     for line in _remarks(sets, evaluations):
@@ -115,7 +115,7 @@ def _remarks(sets: dict[str, Any], evaluations: dict[str, Any]) -> Iterable[str]
                 rest = scores["without_duplicates"]
                 apart = (
                     f"; without the {counts['same_pair']} duplicate rows {scores['headline'].replace('_', ' ')} "
-                    f"{_number(rest['value'], scores['headline'])} ({protocol})"
+                    f"{number(rest['value'], scores['headline'])} ({protocol})"
                     if rest
                     else ""
                 )
@@ -149,11 +149,16 @@ def _p(value: float) -> str:
 def _interval(metric: dict[str, Any], name: str) -> str:
     if metric.get("low") is None:
         return "–"
-    return f"[{_number(metric['low'], name)}, {_number(metric['high'], name)}]"
+    return f"[{number(metric['low'], name)}, {number(metric['high'], name)}]"
 
 
-def _number(value: float | None, metric: str) -> str:
-    """A share in percent; an error in its own unit."""
+def number(value: float | None, metric: str) -> str:
+    """A share in percent, an error in its own unit; a dash where there is none."""
     if value is None:
         return "–"
-    return f"{value:.2f}" if metric in LOWER_IS_BETTER or metric.endswith("words") else f"{100 * value:.1f}"
+    return f"{100 * value:.1f}" if is_share(metric) else f"{value:.2f}"
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is told in percent, and more is better."""
+    return metric not in LOWER_IS_BETTER and not metric.endswith("words")

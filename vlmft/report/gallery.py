@@ -11,9 +11,8 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vlmft.data.question import VQA
 from vlmft.evaluation.answer_kinds import OK
-from vlmft.evaluation.answers import parse
+from vlmft.evaluation.answers import parse_record
 from vlmft.evaluation.protocols import PROTOCOLS, judge
 from vlmft.report.scan import Run
 
@@ -118,13 +117,7 @@ def _question(record: Record) -> dict[str, Any]:
 
 
 def _answer(record: Record, protocols: Sequence[str]) -> dict[str, Any]:
-    read = parse(
-        record["raw"],
-        finish_reason=record["finish_reason"],
-        answer_type=record["answer_type"],
-        task=record.get("task", VQA),
-        think_prefilled=bool(record.get("think_prefilled", False)),
-    )
+    read = parse_record(record)
     return {
         "said": _cut(read.text or record["raw"]),
         "verdicts": [_verdict(record, protocol) for protocol in protocols],

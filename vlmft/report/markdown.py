@@ -9,7 +9,8 @@ from typing import Any
 
 from vlmft.evaluation.ablations import BLANK, SHUFFLED
 from vlmft.evaluation.results import scoring_hash
-from vlmft.evaluation.table import MANY_UNPARSED
+from vlmft.evaluation.table import MANY_UNPARSED, number
+from vlmft.report.markup import p_value
 from vlmft.report.matrix import Cell, Matrix, counts, differences, failures, seeds, spelt, transfer
 from vlmft.report.scan import DONE, STATES, Sweep
 from vlmft.report.tables import (
@@ -18,7 +19,6 @@ from vlmft.report.tables import (
     constant_floor,
     interval,
     metric_of,
-    number,
     points,
     significant,
     without_pictures,
@@ -101,7 +101,7 @@ def _compared(cells: Iterable[tuple[str, Cell]]) -> Iterator[str]:
             [
                 [
                     plain(label), plain(name), plain(found["metric"]), f"{found['n']:,}", points(found),
-                    _p(found["p"]), _p(found["p_holm"]), found["test"],
+                    p_value(found["p"]), p_value(found["p_holm"]), found["test"],
                 ]
                 for label, name, found in compared
             ],
@@ -226,7 +226,3 @@ def plain(text: Any) -> str:
     """The text as Markdown would print it, on one line."""
     line = re.sub(r"([\\`*|<>\[\]$~&#])", r"\\\1", " ".join(str(text).split()))
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", line)
-
-
-def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else "< 0.001"

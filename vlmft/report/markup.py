@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from vlmft.evaluation.task_metrics import LOWER_IS_BETTER
+from vlmft.evaluation.table import is_share
 
 LONG = 25  # rows; a longer table is folded
 NOTHING = "–"
@@ -81,11 +81,6 @@ def per_protocol(parts: Mapping[str, str]) -> Markup:
 
 def metric_name(metric: str) -> str:
     return metric.replace("_", " ")
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric is told in percent, and more is better."""
-    return metric not in LOWER_IS_BETTER and not metric.endswith("words")
 
 
 def points(value: float | None, metric: str) -> str:

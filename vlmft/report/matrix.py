@@ -19,8 +19,6 @@ from vlmft.report.to_base import Comparisons
 BASE, INDIVIDUAL, COMBINED = KINDS = ("base", "individual", "combined")  # models, in the order of the rows
 MOST_SETTINGS = 3  # in a row's label
 
-# What changes neither the weights nor the answers, or only where they are made.
-
 
 @dataclass(frozen=True)
 class Cell:

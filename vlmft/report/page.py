@@ -19,9 +19,8 @@ from vlmft.report.groups import breakdowns
 from vlmft.report.heat import heat
 from vlmft.report.markup import Markup, html, paragraph
 from vlmft.report.matrix import Matrix, counts
-from vlmft.report.scan import DONE, FAILED, INTERRUPTED, MISSING, RUNNING, Sweep
+from vlmft.report.scan import STATES, Sweep
 
-_STATES = (DONE, RUNNING, FAILED, INTERRUPTED, MISSING)
 Section = tuple[str, str, Markup]  # anchor, title, what it says
 
 
@@ -86,7 +85,7 @@ def _header(sweep: Sweep, matrices: Sequence[Matrix]) -> str:
         facts["Command"] = Markup(f"<code>{html(' '.join(map(str, command)))}</code>")
     if created := sweep.plan.get("created"):
         facts["Started"] = created
-    facts["Runs"] = ", ".join(f"{found[state]} {state}" for state in _STATES if found.get(state)) or "none"
+    facts["Runs"] = ", ".join(f"{found[state]} {state}" for state in STATES if found.get(state)) or "none"
     facts["Sets"] = ", ".join(sweep.sets) or "none"
     for matrix in matrices:
         about = PROTOCOLS[matrix.protocol].about if matrix.protocol in PROTOCOLS else "no longer known"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from vlmft import status
+from vlmft import history, status
 from vlmft.errors import DataError
 from vlmft.evaluation.predictions import predictions_file, read_predictions
 from vlmft.files import read_json
@@ -20,6 +19,7 @@ from vlmft.sweep import PLAN
 
 STATES = DONE, RUNNING, FAILED, INTERRUPTED, MISSING = "done", "running", "failed", "interrupted", "missing"
 ERROR_LINES = 5
+# What changes neither the weights nor the answers, or only where they are made.
 _APART = frozenset({"task", "paths", "hardware", "label", "tracking", "force", "runs", "check", "log_level"})
 
 
@@ -99,11 +99,7 @@ class Run:
     @cached_property
     def history(self) -> list[dict[str, Any]]:
         """Figures logged in training, by step: loss, eval_loss, learning_rate, grad_norm."""
-        file = self.folder / "history.jsonl"
-        if not file.is_file():
-            return []
-        lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was never finished
-        return [json.loads(line) for line in lines if line]
+        return history.read(self.folder)
 
     def predictions(self, name: str) -> list[dict[str, Any]]:
         return read_predictions(predictions_file(self.folder, name))

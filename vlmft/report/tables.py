@@ -11,6 +11,7 @@ from typing import Any
 from vlmft.evaluation.ablations import BLANK, SHUFFLED
 from vlmft.evaluation.floors import CONSTANT
 from vlmft.evaluation.results import scoring_hash
+from vlmft.evaluation.table import number
 from vlmft.evaluation.task_metrics import LOWER_IS_BETTER
 from vlmft.report.matrix import Cell, Matrix, kind_of
 from vlmft.report.scan import DONE, Run, Sweep
@@ -149,13 +150,6 @@ def best_of(cells: Sequence[Cell]) -> float | None:
 def _best(cells: Sequence[Cell]) -> str:
     metric = next((cell.metric for cell in cells if cell.metric), "")
     return number(best_of(cells), metric)  # as it is shown: what looks equal is equally bold
-
-
-def number(value: float | None, metric: str) -> str:
-    """A share in percent, an error in its own unit; a dash where there is none."""
-    if value is None:
-        return "–"
-    return f"{value:.2f}" if metric in LOWER_IS_BETTER or metric.endswith("words") else f"{100 * value:.1f}"
 
 
 def interval(low: float | None, high: float | None, metric: str) -> str:

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from vlmft.chat import images
 from vlmft.chat.encode import IGNORED, Encoder, Row
+from vlmft.data import images
 from vlmft.data.load import load
 from vlmft.data.question import Question, Turn
 from vlmft.data.training_split import training_questions

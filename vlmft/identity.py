@@ -21,6 +21,10 @@ from vlmft.library_keys import weights_fields
 from vlmft.models.tiny import RECIPE
 from vlmft.schema import Closed, Config, Dataset, Eval, Method, Model, Packing, QuestionSet
 
+# Of a set, beside its rows, their language and number.
+_READING = ("tasks", "modalities", "images", "include", "box_space", "options", "shuffle_options", "reasoning",
+            "max_knowledge_words")  # fmt: skip
+
 
 def digest(value: Any) -> str:
     """Eight hex digits of a JSON value, the same for the same content whatever the order of keys."""
@@ -84,8 +88,15 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
             "max_rows": member.max_rows,
             "percent": member.percent,
             "weight": member.weight,
+            **reading(member),
         }
     return facts
+
+
+def reading(spec: QuestionSet) -> dict[str, Any]:
+    """What a set says of how its rows are read, where that is not the default: a new key renames no earlier run."""
+    default = QuestionSet()
+    return {key: getattr(spec, key) for key in _READING if getattr(spec, key) != getattr(default, key)}
 
 
 def method_facts(method: Method) -> dict[str, Any]:
@@ -111,7 +122,8 @@ def generation_hash(weights: str, spec: QuestionSet, config: Eval, without: str 
     settings = {key: value for key, value in vars(config.generation).items() if key not in ("batch_size", "packing")}
     rows = [load.fingerprint(spec, "test"), spec.language, spec.bad_rows.value, spec.max_test_rows, config.max_rows]
     closed = [config.closed.value] if config.closed is not Closed.generate else []
-    return digest([weights, rows, settings, *closed, *([without] if without else [])])
+    read = [reading(spec)] if reading(spec) else []
+    return digest([weights, rows, settings, *closed, *([without] if without else []), *read])
 
 
 def folder_fingerprint(folder: Path) -> str:

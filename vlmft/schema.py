@@ -19,6 +19,9 @@ class Task(Enum):
     train = "train"  # train, then evaluate
     eval = "eval"  # evaluate a model as it is, or the runs named in `runs`
     fetch = "fetch"  # download the model and the sets that are chosen, and look them through
+    check = "check"  # look at every row and picture as the model would read it; nothing is trained
+    plan = "plan"  # memory of the run by part, and whether it fits; nothing is loaded
+    dry_run = "dry_run"  # five steps on the largest rows and one evaluation batch; nothing is kept
 
 
 class AnswerStyle(Enum):
@@ -43,6 +46,11 @@ class OverLong(Enum):
     refuse = "refuse"
     drop = "drop"
     shrink_image = "shrink_image"
+
+
+class Images(Enum):
+    use = "use"
+    ignore = "ignore"  # ask without the pictures, of a model that reads text only
 
 
 class Packing(Enum):
@@ -102,6 +110,17 @@ class QuestionSet:
     bad_rows: BadRows = BadRows.refuse
     absolute_paths: bool = False  # allow image paths that leave `image_root`
     weight: float = 1.0  # in a mixture: how often each row is seen, 0.5 = every other one, 2.0 = twice
+    tasks: List[str] = field(default_factory=list)  # keep the rows of these forms of answer (question.TASKS); []: all
+    modalities: List[str] = field(default_factory=list)  # keep the rows of these modalities; []: all
+    images: Images = Images.use
+    # Of some formats only; their files say which. Anything else than the default is refused of the others.
+    include: List[str] = field(default_factory=list)  # the collections below `path` to read; []: all
+    box_space: str = "0-1000"  # what the boxes of a target are measured in: 0-1000 of width and height, or pixels
+    options: bool = True  # the options of a multiple-choice question stand in the prompt
+    shuffle_options: bool = False  # in an order drawn for each question, so that no letter is the likelier one
+    reasoning: bool = False  # the prompt asks to think step by step before the answer
+    knowledge: Optional[str] = None  # file or folder of the texts that some questions need
+    max_knowledge_words: int = 256
 
 
 @dataclass
@@ -109,12 +128,28 @@ class Dataset(QuestionSet):
     validation: Optional[str] = None  # a split, a file of conversations, or a fraction of the training images (0.1)
     over_long: OverLong = OverLong.refuse
     normalize_terms: bool = False  # train on one form of each synonym (vlmft/evaluation/terms.yaml)
+    streaming: bool = False  # read the training rows while training, for files larger than memory
+    buffer_size: int = 1000  # rows that a streamed set is shuffled in
     sets: Dict[str, QuestionSet] = field(default_factory=dict)  # a mixture's members; empty for a single set
 
 
 def _open() -> Any:
     """A node that takes new keys without a `+`; library_keys says which are right."""
     return DictConfig({}, flags={"struct": False})
+
+
+@dataclass
+class LearningRates:
+    """Of parts that learn at another rate than `method.trainer.learning_rate`, on the same schedule."""
+
+    vision: Optional[float] = None
+    projector: Optional[float] = None
+
+
+@dataclass
+class EarlyStopping:
+    patience: Optional[float] = None  # evaluations without improvement; below 1: a share of all steps; null: never stop
+    threshold: float = 0.0  # less than this is no improvement
 
 
 @dataclass
@@ -125,6 +160,8 @@ class Method:
     max_questions_per_row: int = 16  # that share a sequence under packing=image
     max_row_tokens: int = 4096  # a longer row is handled by `dataset.over_long`; image tokens are never cut
     trainer: Dict[str, Any] = field(default_factory=_open)  # trl.SFTConfig
+    learning_rates: LearningRates = field(default_factory=LearningRates)
+    early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
     peft: Optional[Dict[str, Any]] = field(default_factory=_open)  # peft.LoraConfig; null: every weight is trained
     quantization: Optional[Dict[str, Any]] = None  # transformers.BitsAndBytesConfig
 
@@ -135,6 +172,7 @@ class Hardware:
     device: Device = Device.auto
     micro_batch: Any = "auto"  # questions per forward pass: auto, or a number that divides method.batch_size
     slots: Optional[int] = None  # runs at the same time; None: one per free GPU, one on a CPU
+    gpu_memory: Optional[float] = None  # GB of the GPU that task=plan is asked about; None: the one found here
 
 
 @dataclass
@@ -166,6 +204,8 @@ class Eval:
 class Tracking:
     wandb: bool = False  # also log to Weights & Biases (offline without a login)
     project: str = "vlmft"
+    name: Optional[str] = None  # None: the run's own
+    group: Optional[str] = None  # None: the sweep's name
     tags: List[str] = field(default_factory=list)
 
 
@@ -185,7 +225,8 @@ class Config:
     sweep: str = ""  # names the report of a sweep; else its experiment does, or a hash of its axes
     runs: List[str] = field(default_factory=list)  # to evaluate: run directories, adapter folders, model folders
     models_dir: Optional[str] = None  # a folder of such, all of which are evaluated
-    init_from: Optional[str] = None  # an adapter folder that is evaluated on `model`
+    init_from: Optional[str] = None  # a run, adapter folder or model folder whose weights are trained on (or evaluated)
+    check: bool = True  # look at rows and pictures before training
     label: str = ""
     force: bool = False
     debug: bool = False

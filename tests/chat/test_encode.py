@@ -152,7 +152,7 @@ def test_padding(processor: Any, picture: str) -> None:
 
 
 def test_a_sideways_photograph_is_read_upright(tmp_path: Path) -> None:
-    from vlmft.chat import images
+    from vlmft.data import images
 
     path = tmp_path / "sideways.jpg"
     exif = Image.Exif()
@@ -163,7 +163,7 @@ def test_a_sideways_photograph_is_read_upright(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["CMYK", "L", "RGBA", "P"])
 def test_pictures_become_rgb(mode: str, tmp_path: Path) -> None:
-    from vlmft.chat import images
+    from vlmft.data import images
 
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     Image.new(mode, (8, 8)).save(path)
@@ -171,7 +171,7 @@ def test_pictures_become_rgb(mode: str, tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
-    from vlmft.chat import images
+    from vlmft.data import images
 
     path = tmp_path / "broken.jpg"
     path.write_bytes(b"not a picture")
@@ -180,7 +180,7 @@ def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
 
 
 def test_a_16_bit_picture_is_refused_rather_than_clipped_to_white(tmp_path: Path) -> None:
-    from vlmft.chat import images
+    from vlmft.data import images
 
     path = tmp_path / "ct.png"
     Image.new("I;16", (8, 8)).save(path)

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from vlmft.chat import images
 from vlmft.chat.image_cache import ImageCache, normalized
+from vlmft.data import images
 from vlmft.errors import DataError
 from vlmft.models.load import load_processor
 from vlmft.schema import Config, Model

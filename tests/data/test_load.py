@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from omegaconf import OmegaConf
 from vlmft.data.load import fingerprint, image_groups, load
 from vlmft.data.question import Question, Turn
 from vlmft.errors import DataError
-from vlmft.schema import BadRows, QuestionSet
+from vlmft.schema import BadRows, Images, QuestionSet
 
 
 def write(folder: Path, rows: list[dict[str, Any]], *images: str) -> QuestionSet:
@@ -133,3 +134,26 @@ def test_data_imports_neither_torch_nor_numpy_nor_pillow() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
+
+
+def test_filters_by_task_and_modality_take_a_part_and_say_what_there_is(tmp_path: Path) -> None:
+    rows = [row("x") | {"modality": "CT"}, row("y") | {"modality": "mri"}, row("z") | {"task": "counting"}]
+    spec = write(tmp_path, rows, "a.png")
+    assert ids(load(replace(spec, modalities=["MRI", "ct"]), "train").questions) == ["x", "y"]
+    assert [q.task for q in load(replace(spec, tasks=["counting"]), "train").questions] == ["counting"]
+    with pytest.raises(DataError, match=r"the set's tasks are counting, vqa, its modalities CT, mri\."):
+        load(replace(spec, tasks=["report"]), "train")
+    with pytest.raises(DataError, match="there is no reprot"):
+        load(replace(spec, tasks=["reprot"]), "train")
+
+
+def test_pictures_can_be_ignored(tmp_path: Path) -> None:
+    spec = replace(write(tmp_path, [row("x", "gone.png")]), images=Images.ignore)
+    (question,) = load(spec, "train").questions
+    assert question.images == () and "<image>" not in question.text
+
+
+def test_keys_of_another_format_are_refused(tmp_path: Path) -> None:
+    spec = replace(write(tmp_path, [row("x")], "a.png"), shuffle_options=True)
+    with pytest.raises(DataError, match="dataset.shuffle_options=True means nothing to the format conversations"):
+        load(spec, "train")

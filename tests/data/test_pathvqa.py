@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.data.test_parquet import encoded, row
 from tests.data.test_parquet import write as write_parquet
-from vlmft.chat import images as chat_images
+from vlmft.data import images as chat_images
 from vlmft.data.load import load
 from vlmft.data.question import BadRow, Question
 from vlmft.data.sources import pathvqa

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from vlmft.chat import images
 from vlmft.chat.encode import IGNORED, Encoder, Row
 from vlmft.chat.image_cache import normalized
 from vlmft.chat.packing import Pack, into_lines, layout
+from vlmft.data import images
 
 
 def collate(encoder: Encoder, rows: Sequence[Row], padding_side: str) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from vlmft.chat import images
 from vlmft.chat.image_cache import ImageCache
 from vlmft.chat.prompts import messages, target
+from vlmft.data import images
 from vlmft.data.question import Question, Turn
 from vlmft.errors import DataError
 from vlmft.schema import AnswerStyle, OverLong

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlmft.chat import images
+from vlmft.data import images
 from vlmft.errors import DataError
 from vlmft.files import cache_folder
 

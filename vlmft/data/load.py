@@ -8,21 +8,27 @@ import os
 import pkgutil
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 from vlmft.data import sources
-from vlmft.data.question import BadRow, Question
+from vlmft.data.question import IMAGE_MARK, TASKS, BadRow, Question
 from vlmft.data.sources import set_name
 from vlmft.errors import DataError
 from vlmft.evaluation.statistics import clusters
 from vlmft.files import file_digests
-
-if TYPE_CHECKING:
-    from vlmft.schema import QuestionSet
+from vlmft.schema import Images, QuestionSet
 
 SHOWN = 5  # bad rows named in an error
+OF_SOME_FORMATS = (
+    "include",
+    "box_space",
+    "options",
+    "shuffle_options",
+    "reasoning",
+    "knowledge",
+    "max_knowledge_words",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,7 @@ def load(
     if not 0 < percent <= 100:
         raise DataError(f"{name}: percent is {percent}; it should be above 0 and at most 100.")
     module = source(spec)
+    _refuse_what_has_no_effect(spec, module, name)
     languages = getattr(module, "LANGUAGES", ())
     if spec.language and spec.language not in languages:
         there = f"it has {', '.join(languages)}" if languages else f"the format {spec.format} does not tell languages"
@@ -73,6 +80,11 @@ def load(
     questions: list[Question] = []
     dropped: list[BadRow] = []
     for row in module.read(spec, split):
+        if isinstance(row, Question):
+            if not _chosen(spec, row):
+                continue
+            if spec.images is Images.ignore:
+                row = without_images(row)
         if need_images and isinstance(row, Question) and (missing := _missing_image(row, exists)):
             reason = f"image {missing} is not there (dataset.image_root= says where the images lie)"
             row = BadRow(place, f"with id {row.id}", reason)
@@ -83,12 +95,48 @@ def load(
     ours = [row for row in dropped if not row.published]
     if ours and not drop_bad_rows and getattr(spec.bad_rows, "name", spec.bad_rows) != "drop":
         raise DataError(_refusal(name, ours, len(questions) + len(dropped)))
+    if not questions and not dropped and (spec.tasks or spec.modalities):
+        raise DataError(f"{name}: {_nothing_chosen(spec, module.read(spec, split))}")
     if not questions:
         lost = f" (all {len(dropped)} were dropped; the first: {dropped[0]})" if dropped else ""
         raise DataError(f"{name}: no usable rows in {place}{lost}.")
     share = max(1, round(percent / 100 * len(questions)))
     most = share if limit is None else min(limit, share)
     return Loaded(questions if most >= len(questions) else _limit(questions, most, seed), dropped)
+
+
+def without_images(question: Question) -> Question:
+    """The question as it is asked of a model that sees nothing."""
+    turns = tuple(replace(turn, question=turn.question.replace(IMAGE_MARK, "").strip()) for turn in question.turns)
+    return replace(question, images=(), turns=turns)
+
+
+def _chosen(spec: QuestionSet, question: Question) -> bool:
+    """Whether the filters keep a question."""
+    modality = question.facts.get("modality", "").casefold()
+    return (not spec.tasks or question.task in spec.tasks) and (
+        not spec.modalities or modality in {wanted.casefold() for wanted in spec.modalities}
+    )
+
+
+def _nothing_chosen(spec: QuestionSet, rows: Iterable[Question | BadRow]) -> str:
+    asked = [row for row in rows if isinstance(row, Question)]
+    tasks = sorted({row.task for row in asked})
+    modalities = sorted({row.facts.get("modality", "") for row in asked} - {""})
+    return (
+        f"no row is left by dataset.tasks={spec.tasks}, dataset.modalities={spec.modalities}; the set's tasks are "
+        f"{', '.join(tasks)}, its modalities {', '.join(modalities) or 'not told'}."
+    )
+
+
+def _refuse_what_has_no_effect(spec: QuestionSet, module: ModuleType, name: str) -> None:
+    """DataError for a key that the format does not read; `KEYS` of a format's module names those it does."""
+    default = QuestionSet()
+    for key in OF_SOME_FORMATS:
+        if getattr(spec, key) != getattr(default, key) and key not in getattr(module, "KEYS", ()):
+            raise DataError(f"{name}: dataset.{key}={getattr(spec, key)} means nothing to the format {spec.format}.")
+    if wrong := sorted(set(spec.tasks) - set(TASKS)):
+        raise DataError(f"{name}: dataset.tasks: there is no {', '.join(wrong)}; there are {', '.join(TASKS)}.")
 
 
 def fingerprint(spec: QuestionSet, split: str) -> str:

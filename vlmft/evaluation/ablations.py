@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vlmft.chat import images
+from vlmft.data import images
 from vlmft.data.question import Question
 from vlmft.errors import DataError
 from vlmft.files import cache_folder

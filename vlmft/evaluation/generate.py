@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from vlmft.chat import images
 from vlmft.chat.collate import collate, for_model
 from vlmft.chat.encode import Encoder, Row
 from vlmft.chat.packing import Pack, groups
+from vlmft.data import images
 from vlmft.data.question import DETECTION, INSTANCE_DETECTION, Question
 from vlmft.evaluation import likelihood, shared_prefix
 from vlmft.evaluation.batches import batches

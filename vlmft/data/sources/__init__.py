@@ -7,6 +7,7 @@
     read(spec, split) -> Iterator[Question | BadRow]
         every row of the split in the publisher's order; a BadRow for what cannot be used
 
+and, where it reads keys of a set that only some formats have, their names as `KEYS` (see `load.OF_SOME_FORMATS`).
 `spec` is a `schema.QuestionSet` or an OmegaConf node with its keys. `read` puts absolute image paths into the
 questions without looking whether the images exist; `load.load` does that, once per image. The functions below
 are what the formats share.

@@ -155,5 +155,5 @@ def test_pictures_can_be_ignored(tmp_path: Path) -> None:
 
 def test_keys_of_another_format_are_refused(tmp_path: Path) -> None:
     spec = replace(write(tmp_path, [row("x")], "a.png"), shuffle_options=True)
-    with pytest.raises(DataError, match="dataset.shuffle_options=True means nothing to the format conversations"):
+    with pytest.raises(DataError, match=r"dataset\.shuffle_options=True means nothing to the format conversations"):
         load(spec, "train")

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,26 @@ def file_digests(files: Sequence[Path]) -> list[str]:
     """
     memory = cache_folder() / "fingerprints.json"
     known: dict[str, str] = read_json(memory) or {}
-    before = len(known)
-    found = []
-    for path in files:
-        facts = path.stat()
-        key = f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}"
-        if key not in known:
-            with open(path, "rb") as file:
-                known[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        found.append(known[key])
-    if len(known) > before:
+    keys = [_state(file) for file in files]
+    unknown = {key: file for key, file in zip(keys, files, strict=True) if key not in known}
+    if unknown:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+            fresh = dict(zip(unknown, threads.map(_digest, unknown.values()), strict=True))
+        known |= fresh
         memory.parent.mkdir(parents=True, exist_ok=True)
-        write_json(memory, known)
-    return found
+        write_json(memory, (read_json(memory) or {}) | fresh)
+    return [known[key] for key in keys]
+
+
+def _state(file: Path) -> str:
+    """Another one whenever the file is changed, as far as its facts tell."""
+    facts = os.stat(file)
+    return f"{os.path.abspath(file)} {facts.st_size} {facts.st_mtime_ns}"
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -177,7 +177,7 @@ class Hardware:
 
 @dataclass
 class Generation:
-    max_new_tokens: Any = "auto"  # auto: 32, or 1024 where the model thinks first
+    max_new_tokens: Any = "auto"  # auto: 64, or 2048 where the model thinks first
     do_sample: bool = False
     temperature: Optional[float] = None
     top_p: Optional[float] = None

@@ -31,6 +31,7 @@ from vlmft.schema import Config, Task
 
 REPORTS = Path("multirun_reports")
 PLAN = "plan.json"
+LEAVES_RUNS = (Task.train, Task.eval)  # the other tasks have no plan and no report
 FIXED = {
     "hardware": "it chooses the launcher of the whole sweep, once",
     "experiment": "its axes and settings are those of the whole sweep",

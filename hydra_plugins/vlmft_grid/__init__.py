@@ -38,6 +38,8 @@ class Grid(BasicSweeper):
         }
         axes = {key: values for key, values in chosen.items() if len(values) > 1}
         sweep.refuse_fixed_axes(axes)
+        if self.config.get("task") not in sweep.LEAVES_RUNS:
+            return super().sweep(arguments)
         experiment = self.config.hydra.runtime.choices.get("experiment")
         folder = sweep.folder_of(self.config.get("sweep") or "", experiment, chosen)
         with open_dict(self.config):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
 from vlmft.data.load import fingerprint, image_groups, load
 from vlmft.data.question import Question, Turn
@@ -20,7 +21,7 @@ def write(folder: Path, rows: list[dict[str, Any]], *images: str) -> QuestionSet
     folder.mkdir(exist_ok=True)
     (folder / "train.json").write_text(json.dumps(rows))
     for image in images:
-        (folder / image).write_bytes(b"")
+        Image.new("RGB", (32, 32)).save(folder / image)
     return QuestionSet(name="s", format="conversations", path=str(folder))
 
 
@@ -69,21 +70,25 @@ def test_policy_of_an_omegaconf_node(tmp_path: Path) -> None:
     assert len(load(OmegaConf.structured(spec), "train").dropped) == 1
 
 
-def test_missing_image_is_a_bad_row_and_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [row("x"), row("y"), row("z", "gone.png"), row("u", "gone.png"), row("v", ["a.png", "gone.png"])]
-    spec = write(tmp_path, rows, "a.png")
-    spec.bad_rows = BadRows.drop
-    looked: list[str] = []
-
-    def isfile(path: str) -> bool:
-        looked.append(Path(path).name)
-        return Path(path).exists()
-
-    monkeypatch.setattr("vlmft.data.load.os.path.isfile", isfile)
-    loaded = load(spec, "train")
-    assert ids(loaded.questions) == ["x", "y"] and sorted(looked) == ["a.png", "gone.png"]
+def test_a_picture_that_cannot_be_read_makes_a_bad_row(tmp_path: Path) -> None:
+    rows = [row("x"), row("y"), row("z", "gone.png"), row("u", "cut.png"), row("v", ["a.png", "gone.png"])]
+    spec = write(tmp_path, rows, "a.png", "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:-30])
+    with pytest.raises(DataError, match=r"3 of 5 rows(.|\n)*gone\.png is not there"):
+        load(spec, "train")
+    loaded = load(replace(spec, bad_rows=BadRows.drop), "train")
+    assert ids(loaded.questions) == ["x", "y"]
     assert [bad.row for bad in loaded.dropped] == ["with id z", "with id u", "with id v"]
     assert "gone.png is not there" in loaded.dropped[0].reason and "dataset.image_root=" in loaded.dropped[0].reason
+    assert "cut.png cannot be read as an image: image file is truncated" in loaded.dropped[1].reason
+    assert len(load(spec, "train", need_images=False).questions) == 5
+
+
+def test_an_answer_that_is_no_option_makes_a_bad_row(tmp_path: Path) -> None:
+    rows = [row(letter, answer=letter) | {"options": ["CT", "MRI"]} for letter in "ABC"]
+    loaded = load(replace(write(tmp_path, rows, "a.png"), bad_rows=BadRows.drop), "train")
+    assert ids(loaded.questions) == ["A", "B"]
+    assert "'C' is neither the letter nor the text of one of the options (A: CT; B: MRI)" in loaded.dropped[0].reason
 
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
 from vlmft.data.load import Loaded
 from vlmft.data.mixture import load_mixture, weighted
@@ -21,7 +22,7 @@ def write(folder: Path, name: str, count: int = 6) -> QuestionSet:
         for n in range(count):
             said = [{"from": "human", "value": "Big?"}, {"from": "gpt", "value": "yes"}]
             rows.append({"id": f"{name}{n}", "image": f"{n}.png", "conversations": said})
-            (folder / name / f"{n}.png").write_bytes(b"")
+            Image.new("L", (32, 32), n).save(folder / name / f"{n}.png")
         (folder / name / f"{split}.json").write_text(json.dumps(rows))
     return QuestionSet(name=name, format="conversations", path=str(folder / name))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from vlmft.data.load import load
 from vlmft.data.question import BadRow, Question
@@ -184,7 +185,7 @@ def test_only_the_known_empty_answer_is_the_publishers_defect(tmp_path: Path) ->
 
 def test_the_publishers_defect_stops_nobody(tmp_path: Path) -> None:
     (tmp_path / "imgs/xmlab1").mkdir(parents=True)
-    (tmp_path / "imgs/xmlab1/source.jpg").touch()
+    Image.new("L", (32, 32)).save(tmp_path / "imgs/xmlab1/source.jpg")
     loaded = load(write(tmp_path, ROW, ROW | {"qid": 1622, "answer": ""}), "train")
     assert (len(loaded.questions), len(loaded.dropped)) == (1, 1)
 
@@ -213,8 +214,10 @@ def test_a_zip_of_images_is_unpacked_once_and_only_to_read(
     tmp_path: Path, cache: Path, leading: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = write(tmp_path / "set", ROW)
+    Image.new("L", (32, 32)).save(tmp_path / "source.jpg")
+    pixels = (tmp_path / "source.jpg").read_bytes()
     with zipfile.ZipFile(tmp_path / "set" / "imgs.zip", "w") as file:
-        file.writestr(f"{leading}xmlab1/source.jpg", b"pixels")
+        file.writestr(f"{leading}xmlab1/source.jpg", pixels)
         link = zipfile.ZipInfo(f"{leading}xmlab1/link.jpg")
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         file.writestr(link, "/etc/passwd")
@@ -224,7 +227,7 @@ def test_a_zip_of_images_is_unpacked_once_and_only_to_read(
     (question,) = load(place, "train").questions  # looks whether the image is there
     image = Path(question.images[0])
     (unpacked,) = set((cache / "unpacked").glob("*")) - before
-    assert image == unpacked / leading / "xmlab1" / "source.jpg" and image.read_bytes() == b"pixels"
+    assert image == unpacked / leading / "xmlab1" / "source.jpg" and image.read_bytes() == pixels
     assert len(unpacked.name) == 16 and not image.with_name("link.jpg").exists()
     monkeypatch.delattr(slake, "_unpack")
     (again,) = load(place, "train").questions

@@ -8,91 +8,39 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlmft.data.picture_check import NO_HASH, Progress, look
 from vlmft.data.question import Question
 from vlmft.errors import DataError
 from vlmft.evaluation.metrics import normalize
-from vlmft.files import cache_folder, file_digests, read_json, write_json, write_text
+from vlmft.files import write_text
 
 # Bits. Measured on the 315 pictures of VQA-RAD and 20 of SLAKE: all 420 copies of every fourth one, saved again as JPEG
 # (quality 30 to 90, 0.37 to 1.5 times as wide), are within 4 of it; of the 55,945 pairs of different pictures none is
 # within 6, one or two are within 8 and about 15 within 10.
 ALIKE = 4
-NO_HASH = 0  # of a picture too plain to be told by its looks; the hash of any other has at least the bit of its mean
-# Half of the frequencies reach this many grey levels; below it their order is noise, and plain pictures would look
-# alike. Blank ones with JPEG noise have under 1, pages with one letter up to 4, those of the two sets 13 and more.
-PLAIN = 4.0
-
-_MEMORY = "picture_hashes.json"  # a hash that is made in another way needs another name here
-_SIDE = 256  # JPEGs are decoded at the smallest size from here up; at 128 copies lie farther apart
-_BATCH = 1024  # pictures waiting for the threads
 _CELLS = 2**22  # distances held at once: 32 MiB of exclusive-ors
 _LISTS = ("ids", "questions", "pairs")
 _SHARED = ("same_image", "alike", "same_question", "same_pair", "same_id")
 
 Entry = dict[str, Any]
-Progress = Callable[[int, int], None]  # pictures decoded, of how many
 
 
 def fingerprints(images: Sequence[str], progress: Progress | None = None) -> dict[str, tuple[str, int]]:
     """By path the SHA-256 in hex and the 64-bit perceptual hash, NO_HASH for a plain picture.
 
-    A hash is remembered under the SHA-256, so that a copy elsewhere is not decoded again. DataError naming a picture
-    that cannot be read or decoded.
+    DataError naming a picture that cannot be read or decoded.
     """
-    paths = list(dict.fromkeys(images))
-    try:
-        digests = dict(zip(paths, file_digests([Path(path) for path in paths]), strict=True))
-    except OSError as error:
-        raise DataError(f"{error.filename} cannot be read as an image: {error.strerror}") from error
-    memory = cache_folder() / _MEMORY
-    known: dict[str, str] = read_json(memory) or {}
-    unknown = {digest: path for path, digest in digests.items() if digest not in known}
-    fresh: dict[str, str] = {}
-    try:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-            for start in range(0, len(unknown), _BATCH):
-                batch = list(unknown)[start : start + _BATCH]
-                hashes = threads.map(perceptual_hash, [unknown[digest] for digest in batch])
-                for digest, value in zip(batch, hashes, strict=True):
-                    fresh[digest] = f"{value:016x}"
-                    if progress:
-                        progress(len(fresh), len(unknown))
-    finally:
-        if fresh:  # what another process has found meanwhile is kept too
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            write_json(memory, (read_json(memory) or {}) | fresh)
-    known |= fresh
-    return {path: (digest, int(known[digest], 16)) for path, digest in digests.items()}
-
-
-def perceptual_hash(path: str) -> int:
-    """The picture's pHash: which of the low 8x8 frequencies of its 32x32 grey copy are above their median.
-
-    Source: Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010); here the mean is among
-    the 64. NO_HASH for a nearly constant picture and for plain bars. DataError where it cannot be decoded.
-    """
-    import numpy as np
-    from PIL import Image, ImageOps
-    from scipy.fft import dctn
-
-    try:
-        with Image.open(path) as image:
-            image.draft("L", (_SIDE, _SIDE))
-            small = ImageOps.exif_transpose(image).convert("L").resize((32, 32), Image.Resampling.LANCZOS)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be decoded: {error}") from error
-    low = dctn(np.asarray(small, dtype=np.float64), norm="ortho")[:8, :8].ravel()
-    if np.median(np.abs(low)) < PLAIN:
-        return NO_HASH
-    return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
+    seen = look(images, progress)
+    for path, picture in seen.items():
+        if picture.problem:
+            raise DataError(f"{path} {picture.problem}")
+    return {path: (picture.sha256, picture.phash) for path, picture in seen.items()}
 
 
 def trained_on(questions: Sequence[Question], progress: Progress | None = None) -> list[Entry]:

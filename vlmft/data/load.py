@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import os
 import pkgutil
 import random
 from collections.abc import Iterable
@@ -12,9 +11,11 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 
 from vlmft.data import sources
-from vlmft.data.question import IMAGE_MARK, TASKS, BadRow, Question
+from vlmft.data.picture_check import Seen, look
+from vlmft.data.question import IMAGE_MARK, MULTIPLE_CHOICE, TASKS, BadRow, Question
 from vlmft.data.sources import set_name
 from vlmft.errors import DataError
+from vlmft.evaluation.choices import choice_gold
 from vlmft.evaluation.statistics import clusters
 from vlmft.files import file_digests
 from vlmft.schema import Images, QuestionSet
@@ -75,18 +76,14 @@ def load(
     if spec.language and spec.language not in languages:
         there = f"it has {', '.join(languages)}" if languages else f"the format {spec.format} does not tell languages"
         raise DataError(f"{name}: dataset.language={spec.language}: {there}.")
-    place = ", ".join(str(file) for file in module.files(spec, split))
-    exists: dict[str, bool] = {}
+    rows = [_read_as_said(spec, row) for row in module.read(spec, split) if _chosen(spec, row)]
     questions: list[Question] = []
     dropped: list[BadRow] = []
-    for row in module.read(spec, split):
-        if isinstance(row, Question):
-            if not _chosen(spec, row):
-                continue
-            if spec.images is Images.ignore:
-                row = without_images(row)
-        if need_images and isinstance(row, Question) and (missing := _missing_image(row, exists)):
-            reason = f"image {missing} is not there (dataset.image_root= says where the images lie)"
+    shown = [image for row in rows if isinstance(row, Question) for image in row.images] if need_images else []
+    pictures = look(shown)
+    place = ", ".join(str(file) for file in module.files(spec, split))
+    for row in rows:
+        if isinstance(row, Question) and (reason := _unusable(row, pictures)):
             row = BadRow(place, f"with id {row.id}", reason)
         if isinstance(row, BadRow):
             dropped.append(row)
@@ -95,7 +92,7 @@ def load(
     ours = [row for row in dropped if not row.published]
     if ours and not drop_bad_rows and getattr(spec.bad_rows, "name", spec.bad_rows) != "drop":
         raise DataError(_refusal(name, ours, len(questions) + len(dropped)))
-    if not questions and not dropped and (spec.tasks or spec.modalities):
+    if not rows and (spec.tasks or spec.modalities):
         raise DataError(f"{name}: {_nothing_chosen(spec, module.read(spec, split))}")
     if not questions:
         lost = f" (all {len(dropped)} were dropped; the first: {dropped[0]})" if dropped else ""
@@ -111,12 +108,32 @@ def without_images(question: Question) -> Question:
     return replace(question, images=(), turns=turns)
 
 
-def _chosen(spec: QuestionSet, question: Question) -> bool:
-    """Whether the filters keep a question."""
-    modality = question.facts.get("modality", "").casefold()
-    return (not spec.tasks or question.task in spec.tasks) and (
+def _chosen(spec: QuestionSet, row: Question | BadRow) -> bool:
+    """Whether the filters keep a row."""
+    if isinstance(row, BadRow):
+        return True
+    modality = row.facts.get("modality", "").casefold()
+    return (not spec.tasks or row.task in spec.tasks) and (
         not spec.modalities or modality in {wanted.casefold() for wanted in spec.modalities}
     )
+
+
+def _read_as_said(spec: QuestionSet, row: Question | BadRow) -> Question | BadRow:
+    return without_images(row) if isinstance(row, Question) and spec.images is Images.ignore else row
+
+
+def _unusable(question: Question, pictures: dict[str, Seen]) -> str:
+    """Why a question whose row is in order cannot be used, "" where it can."""
+    for image in question.images:
+        if problem := pictures[image].problem if image in pictures else "":
+            hint = " (dataset.image_root= says where the images lie)" if not pictures[image].sha256 else ""
+            return f"image {image} {problem}{hint}"
+    if question.task == MULTIPLE_CHOICE and question.options:
+        try:
+            choice_gold(question.answer, question.options)
+        except ValueError as error:
+            return str(error)
+    return ""
 
 
 def _nothing_chosen(spec: QuestionSet, rows: Iterable[Question | BadRow]) -> str:
@@ -176,15 +193,6 @@ def _limit(questions: list[Question], limit: int, seed: int) -> list[Question]:
 def pick(questions: list[Question], positions: Iterable[int]) -> list[Question]:
     """The questions at the positions, in their order."""
     return [questions[i] for i in sorted(positions)]
-
-
-def _missing_image(question: Question, exists: dict[str, bool]) -> str | None:
-    for image in question.images:
-        if image not in exists:
-            exists[image] = os.path.isfile(image)
-        if not exists[image]:
-            return image
-    return None
 
 
 def _refusal(name: str, bad: list[BadRow], total: int) -> str:

@@ -24,29 +24,31 @@ def training_sets(dataset: Dataset) -> dict[str, QuestionSet]:
 
 
 def load_mixture(dataset: Dataset, split: str, seed: int) -> dict[str, Loaded]:
-    """The split of every member by name (or of the single set), within its `percent`, `max_rows` or `max_test_rows`.
+    """The split of every member by name (or of the single set), as `load_member` has it."""
+    return {name: load_member(dataset, name, split, seed) for name in training_sets(dataset)}
 
-    A mixture's own `percent` or limit holds for each member that has none, and its `bad_rows=drop` for all.
-    DataError naming the member.
+
+def load_member(dataset: Dataset, name: str, split: str, seed: int, drop: bool = False) -> Loaded:
+    """The split of one member (or of the single set), within its `percent`, `max_rows` or `max_test_rows`.
+
+    A mixture's own `percent` or limit holds for each member that has none, and its `bad_rows=drop` for all, as does
+    `drop`. DataError naming the member.
     """
-    members = training_sets(dataset)
+    member = training_sets(dataset)[name]
     limit = LIMITS.get(split)
-    drop = getattr(dataset.bad_rows, "name", dataset.bad_rows) == "drop"
-    loaded = {}
-    for name, member in members.items():
-        rows = getattr(member, limit) if limit else None
-        if rows is None and limit:
-            rows = getattr(dataset, limit)
-        try:
-            percent = member.percent if member.percent != 100 else dataset.percent
-            if split != "train":
-                percent = 100.0
-            loaded[name] = load(member, split, limit=rows, percent=percent, seed=seed, drop_bad_rows=drop)
-        except DataError as error:
-            if not dataset.sets:
-                raise
-            raise DataError(f"dataset.sets.{name}: {error}") from error
-    return loaded
+    rows = getattr(member, limit) if limit else None
+    if rows is None and limit:
+        rows = getattr(dataset, limit)
+    percent = 100.0
+    if split == "train":
+        percent = member.percent if member.percent != 100 else dataset.percent
+    drop = drop or getattr(dataset.bad_rows, "name", dataset.bad_rows) == "drop"
+    try:
+        return load(member, split, limit=rows, percent=percent, seed=seed, drop_bad_rows=drop)
+    except DataError as error:
+        if not dataset.sets:
+            raise
+        raise DataError(f"dataset.sets.{name}: {error}") from error
 
 
 def weighted(loaded: Mapping[str, Loaded], weights: Mapping[str, float], seed: int) -> list[Question]:

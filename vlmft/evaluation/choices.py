@@ -79,6 +79,8 @@ def choice(text: str, options: Sequence[str]) -> Read[str]:
 
 def choice_gold(gold: str, options: Sequence[str]) -> str:
     """The capital letter of the option that a gold answer names by letter or text; ValueError where it names none."""
+    if len(gold) == 1 and "A" <= gold <= "Z" and ord(gold) - ord("A") < len(options):
+        return gold
     letter = choice(gold, options).value
     if letter is None:
         named = "; ".join(f"{_letter(place)}: {option}" for place, option in enumerate(options[:26]))

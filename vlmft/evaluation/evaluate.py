@@ -107,6 +107,11 @@ def evaluate(
         results.score_set(run, name, config.protocols, hashes[name], **facts)
 
 
+def test_questions(spec: QuestionSet, config: Eval) -> Loaded:
+    """The questions of a set's test split, within its limit and that of the evaluation. DataError as `load`."""
+    return load(spec, "test", limit=_limit(spec.max_test_rows, config.max_rows))
+
+
 def prompts_of(
     encoder: Encoder, spec: QuestionSet, config: Eval, max_row_tokens: int, over_long: OverLong, without: str = ""
 ) -> tuple[Loaded, Encoded]:
@@ -117,7 +122,7 @@ def prompts_of(
     """
     from vlmft.chat.encode import fit
 
-    loaded = load(spec, "test", limit=_limit(spec.max_test_rows, config.max_rows))
+    loaded = test_questions(spec, config)
     shown = without_their_pictures(loaded.questions, without) if without else loaded.questions
     # Another picture may be larger than the question's own.
     shrinks = over_long is OverLong.shrink_image or without == SHUFFLED

@@ -118,7 +118,7 @@ def answer_all(
         return
     for batch in batches(rows, groups(rows, encoder.image_token_id), settings.batch_size):
         packs = [Pack(tuple(rows[number] for number in part), prefix) for part, prefix in batch]
-        said = shared_prefix.greedy(model, encoder, packs, _limit(encoder, settings))
+        said = shared_prefix.greedy(model, encoder, packs, token_limit(encoder.style, settings))
         yield [number for part, _ in batch for number in part], [_reply(encoder, ids) for ids in said]
 
 
@@ -129,7 +129,7 @@ def generate(model: Any, encoder: Encoder, rows: Sequence[Row], settings: Genera
     with torch.inference_mode():
         output = model.generate(
             **batch,
-            max_new_tokens=_limit(encoder, settings),
+            max_new_tokens=token_limit(encoder.style, settings),
             do_sample=settings.do_sample,
             eos_token_id=encoder.stop_ids,
             pad_token_id=encoder.tokenizer.pad_token_id,
@@ -139,9 +139,10 @@ def generate(model: Any, encoder: Encoder, rows: Sequence[Row], settings: Genera
         yield _reply(encoder, ids)
 
 
-def _limit(encoder: Encoder, settings: Generation) -> int:
+def token_limit(style: AnswerStyle, settings: Generation) -> int:
+    """How many tokens a reply may have."""
     limit = settings.max_new_tokens
-    return _AUTO_NEW_TOKENS[encoder.style] if limit == "auto" else int(limit)
+    return _AUTO_NEW_TOKENS[style] if limit == "auto" else int(limit)
 
 
 def _reply(encoder: Encoder, ids: list[int]) -> dict[str, Any]:

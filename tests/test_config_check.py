@@ -100,7 +100,7 @@ def median_seconds(command: list[str], folder: Path) -> float:
 
 def test_help_shows_groups_and_options(command: Command) -> None:
     shown = command("--help").stdout
-    assert "model: glm41v, glm41v_base, glm45v, qwen3vl_4b, tiny_glm41v" in shown
+    assert "model: deepseek_r1_8b, glm41v, glm41v_base, glm45v, llama32_vision, qwen3vl_4b" in shown
     for group in ("dataset", "method", "hardware", "eval", "experiment"):
         assert f"\n{group}: " in shown
     assert shown.count("  python train.py") >= 3

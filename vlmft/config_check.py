@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import sys
 from collections.abc import Iterable
@@ -42,7 +43,11 @@ def check(cfg: DictConfig) -> Config:
     problems += library_keys.check("SFTConfig", method.trainer, "method.trainer")
     problems += library_keys.check("LoraConfig", method.peft or {}, "method.peft")
     problems += library_keys.check("BitsAndBytesConfig", method.quantization or {}, "method.quantization")
-    problems += _wrong_values(config)
+    method.quantization = method.quantization or None
+    problems += (wrong := list(_wrong_values(config)))
+    for name, stage in config.stages.items():
+        own = _wrong_values(dataclasses.replace(config, dataset=stage, stages={}))
+        problems += [f"stages.{name}: {problem}" for problem in own if problem not in wrong]
     if problems:
         raise ConfigError("\n".join(problems))
     return _debug(config) if config.debug else config
@@ -58,6 +63,16 @@ def _wrong_values(config: Config) -> Iterable[str]:
         yield f"method.max_questions_per_row={config.method.max_questions_per_row} should be at least 1"
     if config.method.packing is Packing.image and config.method.trainer.get("router_aux_loss_coef"):
         yield "method.trainer.router_aux_loss_coef: TRL cannot compute it on packed rows; set method.packing=none"
+    for part, rate in vars(config.method.learning_rates).items():
+        if rate is not None and getattr(config.model.freeze, part):
+            yield f"method.learning_rates.{part}={rate:g}: model.freeze.{part}=true leaves nothing there to learn"
+        elif rate is not None and not 0 < rate < math.inf:
+            yield f"method.learning_rates.{part}={rate:g} should be above 0; model.freeze.{part}=true stops its learning"
+    if config.stages and config.dataset.name:
+        yield (
+            f"stages and dataset={config.dataset.name}: the stages {', '.join(config.stages)} are what is trained on; "
+            "leave dataset=… out, or add it as a stage, +dataset@stages.NAME=…"
+        )
     if config.dataset.sets:
         for field in dataclasses.fields(QuestionSet):
             if field.name not in _OF_A_MIXTURE and getattr(config.dataset, field.name) != _default(field):
@@ -113,8 +128,9 @@ def _unknown_keys(node: Any, place: str) -> Iterable[str]:
 def _debug(config: Config) -> Config:
     """`debug=true`: few rows, two steps, everything told."""
     config.log_level = "debug"
-    for spec in (config.dataset, *config.dataset.sets.values()):
-        spec.max_rows = min(spec.max_rows or _DEBUG_TRAIN_ROWS, _DEBUG_TRAIN_ROWS)
+    for dataset in (config.dataset, *config.stages.values()):
+        for spec in (dataset, *dataset.sets.values()):
+            spec.max_rows = min(spec.max_rows or _DEBUG_TRAIN_ROWS, _DEBUG_TRAIN_ROWS)
     config.eval.max_rows = min(config.eval.max_rows or _DEBUG_TEST_ROWS, _DEBUG_TEST_ROWS)
     return config
 

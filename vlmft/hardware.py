@@ -33,6 +33,16 @@ class Decisions:
 
 def free_gpus() -> list[str]:
     """The GPUs that nobody uses, as values for CUDA_VISIBLE_DEVICES; empty where there is none or all are busy."""
+    return [uuid for uuid, used, total in _gpus() if used < _FREE_BELOW * total]
+
+
+def gpu_memory() -> float | None:
+    """Total memory of the first GPU here in GB of 10^9 bytes, busy or not; None where there is none."""
+    return next((total * 2**20 / 1e9 for _, _, total in _gpus()), None)
+
+
+def _gpus() -> list[tuple[str, float, float]]:
+    """Of each GPU its name for CUDA_VISIBLE_DEVICES, and the MiB that are used and there, as nvidia-smi says."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return []
@@ -47,8 +57,7 @@ def free_gpus() -> list[str]:
     for line in listed.strip().splitlines():
         uuid, used, total = (part.strip() for part in line.split(","))
         try:
-            if float(used) < _FREE_BELOW * float(total):
-                found.append(uuid)
+            found.append((uuid, float(used), float(total)))
         except ValueError:  # [N/A], on boards that share the host's memory or are cut up
             continue
     return found

@@ -163,7 +163,7 @@ class Method:
     learning_rates: LearningRates = field(default_factory=LearningRates)
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
     peft: Optional[Dict[str, Any]] = field(default_factory=_open)  # peft.LoraConfig; null: every weight is trained
-    quantization: Optional[Dict[str, Any]] = None  # transformers.BitsAndBytesConfig
+    quantization: Optional[Dict[str, Any]] = field(default_factory=_open)  # transformers.BitsAndBytesConfig
 
 
 @dataclass
@@ -226,6 +226,7 @@ class Config:
     runs: List[str] = field(default_factory=list)  # to evaluate: run directories, adapter folders, model folders
     models_dir: Optional[str] = None  # a folder of such, all of which are evaluated
     init_from: Optional[str] = None  # a run, adapter folder or model folder whose weights are trained on (or evaluated)
+    stages: Dict[str, Dataset] = field(default_factory=dict)  # trained on in turn, each a run from the one before
     check: bool = True  # look at rows and pictures before training
     label: str = ""
     force: bool = False

@@ -17,7 +17,8 @@ from vlmft.chat.encode import Encoder
 from vlmft.data.training_split import training_questions
 from vlmft.hardware import Decisions, divisors
 from vlmft.models.load import freeze, load_config, load_model, load_processor
-from vlmft.models.memory import Shape, activations, choose, fitted, shape_of, weights_and_optimizer
+from vlmft.models.memory import activations, choose, fitted, resting
+from vlmft.models.shape import Shape, shape_of
 from vlmft.schema import Config, Freeze, Method, Model
 
 GIB = 2**30
@@ -239,7 +240,7 @@ def test_real_models_have_their_published_sizes() -> None:
     assert glm.frozen_bytes / 1e9 == pytest.approx(20.6, abs=0.05)
     assert qwen.parameters / 1e9 == pytest.approx(4.438, abs=0.001)
     # 16 bytes a weight, the bfloat16 copies, and the newest gradient of the tied embedding
-    assert weights_and_optimizer(qwen, 2) / 1e9 == pytest.approx(4.438 * 18 + 4 * 0.389, abs=0.1)
+    assert resting(qwen, 2).total / 1e9 == pytest.approx(4.438 * 18 + 4 * 0.389, abs=0.1)
     four_bits = shape_of(
         real("glm41v"), Model(lora_targets=EVERYWHERE), Method(quantization={"load_in_4bit": True}), "bfloat16"
     )
@@ -267,7 +268,7 @@ def test_the_choice_suits_the_gpu() -> None:
         assert not checkpointing and many >= 8
     few, checkpointing = chosen("qwen3vl", False, 80)
     qwen = real_shape("qwen3vl", lora=False)
-    needed = weights_and_optimizer(qwen, 2) + activations(qwen, few * 350, few * 300, True, 2)
+    needed = resting(qwen, 2).total + activations(qwen, few * 350, few * 300, True, 2)
     assert checkpointing and needed < 80 * GIB, "it fits, though with less than the margin"
     assert chosen("qwen3vl", False, 24) == (1, True), "where nothing fits, the least"
 

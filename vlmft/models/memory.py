@@ -14,156 +14,79 @@ from typing import Any
 from vlmft.chat.encode import Row
 from vlmft.chat.packing import groups, questions_per_row
 from vlmft.hardware import Decisions, divisors
-from vlmft.models.adapters import lora_config
-from vlmft.models.load import auto_class, freeze
+from vlmft.models.shape import Layers, Shape, shape_of
 from vlmft.schema import Hardware, Method, Model
 
 MARGIN = 0.85  # of the free memory; the rest is for the CUDA libraries, fragmentation and what is named above
 _USEFUL = 8  # questions at a time, from which on a GPU is busy; fewer are worth checkpointing if that gives more
 _NORM = 4  # bytes: norms compute in float32 whatever the element
-_AFTER_NORM = ("q_proj", "k_proj", "v_proj", "qkv", "gate_proj", "up_proj", "gate_up_proj", "linear_fc1")
-_INTO_MLP = ("gate_proj", "up_proj", "gate_up_proj", "linear_fc1")
+_MAX_LIVE = 10**9  # DeepSpeed's stage3_max_live_parameters: gathered weights that are not given back at once
 
 
 @dataclass(frozen=True)
-class Layers:
-    """Equal layers of one tower; elements that one layer keeps per token (per patch in a vision tower)."""
+class Need:
+    """Bytes of a training run on one GPU."""
 
-    count: int
-    hidden: int
-    norms: int  # read by norms
-    normalised: int  # kept by norms that learn, before they scale it
-    reads: int  # read from norms by linear layers that learn, each counted by itself
-    passes: int  # read by the other linear layers that learn, of attention and MLP
-    attention: int  # queries, keys, values, result
-    mlp: int  # what the activation function reads and gives, and what that is multiplied with
-    experts: int  # the same and what is routed, of the experts a token is sent to
-    expert_bytes: int  # per element; their product runs in the type of the weights, outside autocast
-    residual_bytes: int  # per element of what goes from layer to layer; 0: nothing learns, so nothing is kept
+    weights: int
+    gradients: int
+    states: int  # of the optimiser
+    passing: int  # copies of weights in the type of activations, and the newest gradient
+    activations: int = 0
 
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.states + self.passing + self.activations
 
-@dataclass(frozen=True)
-class Shape:
-    """What the estimate needs to know of a model and of what is trained of it."""
-
-    parameters: int
-    trainable: int
-    largest: int  # elements of the largest trainable tensor
-    frozen_bytes: int  # of all weights that are not trained, quantised ones by their bits
-    trainable_bytes: int  # per element
-    text: Layers
-    vision: Layers | None
-    patches: int  # per visual token
-    patch_values: int  # numbers of a patch, as the image processor gives them
-    merger: int  # elements kept per visual token between the towers, 0 where nothing in the vision tower learns
+    def line(self, gpu_bytes: float) -> str:
+        """The estimate in one line, beside the memory of a GPU."""
+        learning = self.gradients + self.states + self.passing
+        return (
+            f"memory    {gb(self.weights)} weights, {gb(learning)} optimiser and gradients, {gb(self.activations)} "
+            f"activations: {gb(self.total)} of {gb(gpu_bytes)}"
+        )
 
 
-def shape_of(config: Any, model: Model, method: Method, load_dtype: str) -> Shape:
-    """The shape of a training run from a transformers config, without memory: the model is built on the meta device.
-
-    `load_dtype` is `Decisions.load_dtype`. Raises DataError where LoRA has no targets.
-    """
-    import torch
-    from peft import get_peft_model
-
-    with torch.device("meta"):
-        bare = auto_class(config).from_config(config, dtype=getattr(torch, load_dtype))
-    freeze(bare, **vars(model.freeze))
-    base = bare.model
-    built: Any = bare if method.peft is None else get_peft_model(bare, lora_config(method, model))
-    trained = [weight for weight in built.parameters() if weight.requires_grad]
-    quantization = method.quantization or {}
-    bits = 4.5 if quantization.get("load_in_4bit") else 8 if quantization.get("load_in_8bit") else None
-    head = built.get_output_embeddings()
-    # 4 bits and a float32 scale for each 64 of them. bitsandbytes takes the linear layers, but never the head.
-    small = {id(module.weight) for module in built.modules() if isinstance(module, torch.nn.Linear)} - {id(head.weight)}
-    frozen = 0.0
-    for weight in built.parameters():
-        if not weight.requires_grad:
-            frozen += weight.numel() * (bits / 8 if bits and id(weight) in small else weight.element_size())
-    visual = getattr(base, "visual", None)
-    sizes: Any = getattr(config, "vision_config", None)
-    text = getattr(base, "language_model", base)
-    merger = 0
-    if visual and any(weight.requires_grad for weight in visual.parameters()):
-        # What each linear layer reads, and what it gives to an activation function.
-        linear = [
-            module
-            for name, module in visual.named_modules()
-            if isinstance(module, torch.nn.Linear) and "merger" in name
-        ]
-        merger = sum(module.in_features + module.out_features for module in linear)
-    return Shape(
-        parameters=sum(weight.numel() for weight in built.parameters()),
-        trainable=sum(weight.numel() for weight in trained),
-        largest=max((weight.numel() for weight in trained), default=0),
-        frozen_bytes=int(frozen),
-        trainable_bytes=max((weight.element_size() for weight in trained), default=0),
-        text=_layers(text.layers, config.get_text_config(), learns=bool(trained)),
-        # Gradients reach the tower only where something in it is trained; a frozen one keeps nothing.
-        vision=visual and _layers(visual.blocks, sizes, any(p.requires_grad for p in visual.blocks.parameters())),
-        patches=sizes.spatial_merge_size**2 if visual else 0,
-        merger=merger,
-        patch_values=sizes.in_channels * sizes.temporal_patch_size * sizes.patch_size**2 if visual else 0,
-    )
+def gb(count: float) -> str:
+    """Bytes in GB of 10^9 (MB of 10^6 where that is too little to see), with one decimal."""
+    return f"{count / 1e9:.1f} GB" if count == 0 or count >= 5e7 else f"{count / 1e6:.1f} MB"
 
 
-def _layers(layers: Any, config: Any, learns: bool) -> Layers:
-    """Count the last layer: in a mixture of experts the first ones are dense."""
-    import torch
-
-    layer, hidden = layers[-1], config.hidden_size
-    widths: dict[str, int] = {}  # outputs of the linear layers by name; an MLP may have a part that all tokens share
-    norms = normalised = reads = passes = 0
-    for path, module in layer.named_modules():
-        *_, name = path.removesuffix(".base_layer").split(".")
-        if isinstance(module, torch.nn.Linear) and "lora_" not in path:
-            widths[name] = module.out_features
-            wrapper = layer.get_submodule(path.removesuffix(".base_layer"))
-            if any(weight.requires_grad for weight in wrapper.parameters()):
-                reads += module.in_features * (name in _AFTER_NORM)
-                passes += module.in_features * (name not in _AFTER_NORM)
-        elif type(module).__name__.endswith("Norm"):
-            read = widths[name[0] + "_proj"] if name in ("q_norm", "k_norm") else hidden
-            norms += read
-            normalised += read * (module.weight.requires_grad and not isinstance(module, torch.nn.LayerNorm))
-    into_mlp = sum(widths.get(name, 0) for name in _INTO_MLP)
-    experts, routed, expert_bytes = getattr(layer.mlp, "experts", None), 0, 0
-    if experts is not None:
-        inner, weight = config.moe_intermediate_size, experts.gate_up_proj
-        # Gate, up and the activated gate; the result, for the gradient of the routing; where they learn, both inputs.
-        routed = config.num_experts_per_tok * (3 * inner + hidden + weight.requires_grad * (hidden + inner))
-        expert_bytes = weight.element_size()
-    # Training the weights themselves starts from float32, and the sum of the layers stays so under autocast.
-    itself = next(layer.parameters())
-    return Layers(
-        count=len(layers),
-        hidden=hidden,
-        norms=norms,
-        normalised=normalised,
-        reads=reads,
-        passes=passes,
-        # With padding or packing there is a mask, for which transformers repeats keys and values to all heads. In a
-        # vision tower the values are a view that keeps queries and keys from before the rotation, too.
-        attention=4 * widths["q_proj"] if "q_proj" in widths else 2 * widths["qkv"],
-        mlp=into_mlp * 3 // 2 if "linear_fc1" not in widths else into_mlp,
-        experts=routed,
-        expert_bytes=expert_bytes,
-        residual_bytes=itself.element_size() if learns else 0,
-    )
-
-
-def weights_and_optimizer(shape: Shape, bytes_per_element: int) -> int:
-    """Bytes of weights, gradients and AdamW's states on one rank that holds them all.
+def resting(shape: Shape, bytes_per_element: int) -> Need:
+    """What one rank that holds them all needs for weights, gradients and the optimiser, without activations.
 
     `bytes_per_element` is of activations: 2 under bfloat16 autocast, else 4.
     """
-    states = 4 * shape.trainable_bytes  # weight, gradient, and two moments, each of the weight's type
+    itself = shape.trainable * shape.trainable_bytes
     # Autocast casts a trained weight once in a forward pass, and autograd keeps the copy.
-    copies = bytes_per_element if shape.trainable_bytes > bytes_per_element else 0
+    copies = shape.trainable * bytes_per_element if shape.trainable_bytes > bytes_per_element else 0
     # The newest gradient of a tensor stands beside the sum of those before it; TRL's head makes it in float32.
     newest = 4 * shape.largest
-    return shape.frozen_bytes + shape.trainable * (states + copies) + newest
+    return Need(shape.frozen_bytes + itself, itself, shape.state_bytes, copies + newest)
+
+
+def sharded(shape: Shape, strategy: str, ranks: int) -> int:
+    """Bytes on each of `ranks` GPUs under DeepSpeed's zero2, zero3 or zero3_offload, without activations.
+
+    DeepSpeed computes with bfloat16 weights and splits float32 weights, gradients and states over the ranks; offload
+    has all of these in the host's memory. A quantised base stays whole on each GPU.
+    """
+    frozen, trained = shape.frozen_bytes, shape.trainable
+    like_weights = shape.state_bytes == 2 * trained * shape.trainable_bytes
+    split = 8 * trained + (8 * trained if like_weights else shape.state_bytes)
+    if strategy == "zero2":
+        return frozen + 2 * trained + (2 * trained + split) // ranks
+    whole = frozen if shape.quantized else 0
+    gathered = min(_MAX_LIVE, trained if shape.quantized else shape.parameters)
+    there = 0 if strategy == "zero3_offload" else frozen - whole + 2 * trained + split
+    return whole + 2 * gathered + 2 * shape.largest + there // ranks
+
+
+def key_value_bytes(config: Any, tokens: int, bytes_per_element: int) -> int:
+    """Bytes of the keys and values of `tokens` tokens in all layers, from a transformers config."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(tokens * text.num_hidden_layers * 2 * heads * width * bytes_per_element)
 
 
 def _kept(layers: Layers, bytes_per_element: int) -> int:
@@ -211,7 +134,7 @@ def choose(
     `checkpointing` is None where that is open. Tokens are means over ordinary rows, picture included; a pack of
     `questions_per_pack` questions (a mean, too) has its picture once. Where nothing fits, the smallest, checkpointed.
     """
-    budget = MARGIN * free_bytes - weights_and_optimizer(shape, bytes_per_element)
+    budget = MARGIN * free_bytes - resting(shape, bytes_per_element).total
 
     def most(checkpointed: bool) -> int:
         fitting = 0
@@ -239,17 +162,23 @@ def fitted(
 
     `config` is the model's transformers config, `free_bytes` what the device has before the model is loaded.
     """
-    most = questions_per_row(method, config.model_type)
-    packs = sum(-(-len(numbers) // most) for numbers, _ in groups(rows, image_token_id))
-    visual = sum(row.input_ids.count(image_token_id) for row in rows) if image_token_id is not None else 0
     micro_batch, checkpointing = choose(
         shape_of(config, model, method, decisions.load_dtype),
         free_bytes=free_bytes,
         micro_batches=divisors(method.batch_size) if hardware.micro_batch == "auto" else [decisions.micro_batch],
         checkpointing=method.trainer.get("gradient_checkpointing"),
-        tokens_per_question=sum(len(row.input_ids) for row in rows) / len(rows),
-        visual_tokens_per_question=visual / len(rows),
-        questions_per_pack=len(rows) / packs,
         bytes_per_element=2 if decisions.bf16 or decisions.load_dtype == "bfloat16" else 4,
+        **typical(rows, questions_per_row(method, config.model_type), image_token_id),
     )
     return replace(decisions, micro_batch=micro_batch, gradient_checkpointing=checkpointing)
+
+
+def typical(rows: Sequence[Row], most: int, image_token_id: int | None) -> dict[str, float]:
+    """Means over the rows as `choose` takes them, where at most `most` questions share a row."""
+    packs = sum(-(-len(numbers) // most) for numbers, _ in groups(rows, image_token_id))
+    visual = sum(row.input_ids.count(image_token_id) for row in rows) if image_token_id is not None else 0
+    return {
+        "tokens_per_question": sum(len(row.input_ids) for row in rows) / len(rows),
+        "visual_tokens_per_question": visual / len(rows),
+        "questions_per_pack": len(rows) / packs,
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import random
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,23 @@ def slake_shaped(folder: Path, images: int, questions: int = 11) -> list[Questio
             turn = Turn(f"{words}?", _ANSWERS[(n + k) % len(_ANSWERS)])
             made.append(Question(f"{n}.{k}", "slake_shaped", (str(file),), (turn,), "open"))
     return made
+
+
+def pmc_vqa(folder: Path, rows: int) -> QuestionSet:
+    """PMC-VQA, version 1, with a train.csv of `rows` made rows in the published form, without pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chance = random.Random(0)
+    words = _WORDS.split()
+    with (folder / "train.csv").open("w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["Figure_path", "Question", "Answer", *(f"Choice {x}" for x in "ABCD"), "Answer_label"])
+        for n in range(rows):
+            asked, *choices = (" ".join(chance.sample(words, k)) for k in (12, 3, 4, 5, 6))
+            right = chance.choices(range(4), (14, 35, 37, 14))[0]  # as skewed as the published letters
+            labelled = (f" {letter}:{choice} " for letter, choice in zip("ABCD", choices, strict=True))
+            figure = f"PMC{1000000 + n // 3 * 2}_F{n % 3 + 1}.jpg"
+            lines.writerow([figure, f" {asked}? ", choices[right], *labelled, "ABCD"[right]])
+    return QuestionSet(name="pmc_vqa", format="pmc_vqa", path=str(folder))
 
 
 def tiny(kind: str, cache: Path, max_pixels: int) -> Model:

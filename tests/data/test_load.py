@@ -40,7 +40,7 @@ def ids(questions: list[Question]) -> list[str]:
 
 def test_unknown_format_names_those_there_are(tmp_path: Path) -> None:
     for format in ("slak", "", "_demo_pictures"):
-        with pytest.raises(DataError, match=r"no format .*; there are conversations, demo, .*vqa_rad") as error:
+        with pytest.raises(DataError, match=r"no format .*; there are aqua, conversations, demo, .*vqa_rad") as error:
             load(QuestionSet(name="s", format=format, path=str(tmp_path)), "train")
         assert "there are" in str(error.value) and "_demo" not in str(error.value).split("there are")[1]
 

@@ -81,7 +81,7 @@ def load(
     dropped: list[BadRow] = []
     shown = [image for row in rows if isinstance(row, Question) for image in row.images] if need_images else []
     pictures = look(shown)
-    place = ", ".join(str(file) for file in module.files(spec, split))
+    place = ", ".join(str(file) for file in module.files(spec, split)[:SHOWN])
     for row in rows:
         if isinstance(row, Question) and (reason := _unusable(row, pictures)):
             row = BadRow(place, f"with id {row.id}", reason)

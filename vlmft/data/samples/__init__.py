@@ -1,0 +1,65 @@
+"""Small drawn sets in their publishers' own layouts, for tests and for trying things on a CPU."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from vlmft.errors import DataError
+from vlmft.files import read_json, whole_folder, write_json
+
+RECIPE = 1  # of what is drawn and asked; raise it with every change to that
+KINDS = ("aqua", "flare25", "pathvqa", "pmc_vqa", "pmc_vqa_v2", "slake", "vqa_rad")
+MARKER = "sample.json"
+
+
+def write_sample(kind: str, folder: str | os.PathLike[str]) -> Path:
+    """Draw the set `kind` (one of KINDS) into `folder` unless it is there already, and return the folder.
+
+    A set of an older recipe is drawn anew; nobody sees half of one. Raises DataError for an unknown kind, a folder
+    that holds something else, or one that cannot be written.
+    """
+    folder = Path(folder).expanduser()
+    if kind not in KINDS:
+        raise DataError(f"there is no drawn sample {kind!r}; there are {', '.join(KINDS)}.")
+    try:
+        if folder.exists():
+            found = read_json(folder / MARKER) or {}
+            if found.get("kind") != kind:
+                raise DataError(f"{folder} is not the drawn sample {kind}: remove it, or choose another folder.")
+            if found["recipe"] == RECIPE:
+                return folder
+            shutil.rmtree(folder)
+        with whole_folder(folder) as fresh:
+            _writer(kind)(fresh)
+            write_json(fresh / MARKER, {"kind": kind, "recipe": RECIPE})
+    except OSError as error:
+        raise DataError(f"cannot draw the sample {kind} into {folder}: {error}. Choose another folder.") from error
+    return folder
+
+
+def dealt(factors: Mapping[str, Sequence[str]], count: int, rng: random.Random) -> list[dict[str, str]]:
+    """The facts of `count` pictures, each factor's values spread evenly over them in an order of their own."""
+    decks = {name: [values[n % len(values)] for n in range(count)] for name, values in factors.items()}
+    for deck in decks.values():
+        rng.shuffle(deck)
+    return [{name: deck[n] for name, deck in decks.items()} for n in range(count)]
+
+
+def _writer(kind: str) -> Callable[[Path], object]:
+    from vlmft.data.samples import aqua, flare25, medvqa, pmc_vqa
+
+    writers: dict[str, Callable[[Path], object]] = {
+        "aqua": aqua.write_aqua,
+        "flare25": flare25.write_flare25,
+        "pathvqa": medvqa.write_pathvqa,
+        "pmc_vqa": pmc_vqa.write_pmc_vqa,
+        "pmc_vqa_v2": partial(pmc_vqa.write_pmc_vqa, version=2),
+        "slake": medvqa.write_slake,
+        "vqa_rad": medvqa.write_vqa_rad,
+    }
+    return writers[kind]

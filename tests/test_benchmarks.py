@@ -31,3 +31,10 @@ def test_evaluation_is_several_times_as_fast_with_the_same_texts() -> None:
     found = measured("evaluation.py")["slake_shaped"]
     assert found["eval_ratio_single"] >= 8 and found["eval_ratio_batched"] >= 4
     assert found["texts_differ"] == 0 and found["distinct_texts"] > 3
+
+
+@pytest.mark.slow
+def test_encoding_is_faster_than_row_by_row_in_little_memory() -> None:
+    found = measured("encoding.py", "--rows", "4000", "--sample", "1000")["pmc_vqa"]
+    assert found["rows"] == 4000 and found["encode_ratio"] >= 2
+    assert found["peak_gb"] - found["libraries_gb"] < 0.2

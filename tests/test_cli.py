@@ -225,7 +225,7 @@ def test_score_names_a_gold_answer_that_is_none(
 ) -> None:
     rows = json.loads((tmp_path / "set" / "test.json").read_text())
     (tmp_path / "set" / "test.json").write_text(json.dumps([row | {"options": ["CT", "MRI"]} for row in rows]))
-    assert "conversations: Record 'q0': The gold answer 'yes' is neither" in refused(*outside, capsys=capsys)
+    assert "row with id q0: The gold answer 'yes' is neither" in refused(*outside, capsys=capsys)
 
 
 def test_perfect_predictions_on_vqa_rad(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,18 +69,18 @@ def wanted(composed: Composed) -> Config:
 def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How many models were loaded, and prompts encoded."""
     counts = {"models": 0, "prompts": 0}
-    load_model, prompt_row = load.load_model, Encoder.prompt_row
+    load_model, row = load.load_model, Encoder._row
 
     def loaded(*args: Any) -> Any:
         counts["models"] += 1
         return load_model(*args)
 
-    def encoded(*args: Any) -> Any:
-        counts["prompts"] += 1
-        return prompt_row(*args)
+    def encoded(encoder: Encoder, question: Any, pieces: list[list[int]]) -> Any:
+        counts["prompts"] += len(pieces) == 1
+        return row(encoder, question, pieces)
 
     monkeypatch.setattr(load, "load_model", loaded)
-    monkeypatch.setattr(Encoder, "prompt_row", encoded)
+    monkeypatch.setattr(Encoder, "_row", encoded)
     return counts
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from vlmft.config_check import require
+from vlmft.data import stream
 from vlmft.data.load import source
 from vlmft.data.mixture import training_sets
 from vlmft.errors import ConfigError, DataError, RunFailed, how_it_died
@@ -79,8 +80,11 @@ def row_sizes(config: Config, model_config: Any) -> RowSizes:
         said = f"{why}: counted for rows of method.max_row_tokens={limit}, pictures as large as model.max_pixels"
         return row_sizes.made_up(model_config, config.model, config.method, said)
     encoder = Encoder(processor, config.model.answer_style, stop_ids(config.model))
-    questions = training_questions(config.dataset, config.seed).train
-    rows = fit(encoder, (row for q in questions for row in encoder.train_rows(q)), limit, policy).rows
+    if config.dataset.streaming:  # those of the first buffer stand for all
+        _, questions = stream.count(config.dataset, 1)
+    else:
+        questions = training_questions(config.dataset, config.seed).train
+    rows = fit(encoder, encoder.rows(questions), limit, policy).rows
     if not rows:
         raise DataError(f"no row of {', '.join(sets)} has at most method.max_row_tokens={limit} tokens")
     prompts = [

@@ -5,6 +5,7 @@ Hydra composes a job's config when it starts, and calls nothing at the end of a 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
@@ -39,7 +40,10 @@ class Grid(BasicSweeper):
         axes = {key: values for key, values in chosen.items() if len(values) > 1}
         sweep.refuse_fixed_axes(axes)
         if self.config.get("task") not in sweep.LEAVES_RUNS:
-            return super().sweep(arguments)
+            try:
+                return super().sweep(arguments)
+            finally:  # Hydra's record of a sweep whose folder this would be
+                Path(self.config.hydra.sweep.dir, "multirun.yaml").unlink(missing_ok=True)
         experiment = self.config.hydra.runtime.choices.get("experiment")
         folder = sweep.folder_of(self.config.get("sweep") or "", experiment, chosen)
         with open_dict(self.config):

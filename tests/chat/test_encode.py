@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,12 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
+from vlmft.chat import encode
 from vlmft.chat.collate import collate, for_model
 from vlmft.chat.encode import IGNORED, Encoder, Row, fit
-from vlmft.data.question import Question, Turn
+from vlmft.chat.prompts import messages, target
+from vlmft.data.load import load, without_images
+from vlmft.data.question import IMAGE_MARK, Question, Turn
 from vlmft.errors import DataError
-from vlmft.models.load import load_processor
-from vlmft.schema import AnswerStyle, Model, OverLong
+from vlmft.models.load import load_processor, stop_ids
+from vlmft.models.tiny import WRITERS
+from vlmft.schema import AnswerStyle, Config, Model, OverLong, QuestionSet
 
 STOP = {0, 7, 9}
 
@@ -138,6 +144,125 @@ def test_over_long_rows(processor: Any, picture: str, tmp_path: Path) -> None:
     assert merged == shrunk.rows[0].input_ids.count(encoder.image_token_id)
     with pytest.raises(DataError, match="max_row_tokens"):
         fit(encoder, rows, words, OverLong.shrink_image)
+
+
+PARTS = (
+    "Is it red?", "  blanks around  ", "\n\n", "/nothink", " /nothink", "<think>", "</think>", "<answer>no</answer>",
+    "<|user|>", "<|assistant|>\n", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "é日本語 🫁\u200b\u00a0", "\u0301", " ",
+    ".", "{{ messages }}{% if", "a" * 200, "[gMASK]<sop>", "None",
+)  # fmt: skip
+
+
+def drawn(picture: str, count: int) -> list[Question]:
+    """Conversations of odd texts: several turns, thoughts, no picture or some, before the text or between words."""
+    chance = random.Random(0)
+
+    def text() -> str:
+        return "".join(chance.choices(PARTS, k=chance.randint(1, 3)))
+
+    made = []
+    for n in range(count):
+        turns = [Turn(text(), text(), chance.choice([None, "", text()])) for _ in range(chance.choice([1, 1, 2, 3]))]
+        shown = chance.choice([0, 1, 2])
+        if chance.random() < 0.3:
+            turns[-1] = replace(turns[-1], question=(text() + IMAGE_MARK) * shown + text())
+        made.append(Question(str(n), "drawn", (picture,) * shown, tuple(turns), "open"))
+    return made
+
+
+def one_by_one(encoder: Encoder, question: Question) -> list[Row]:
+    """The training rows of a question, written out: every text rendered and tokenised by itself."""
+
+    def tokens(text: str) -> list[int]:
+        ids: list[int] = encoder.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    def row(question: Question, first: int) -> Row | None:
+        said = messages(question, encoder.style, encoder.think_prefilled)
+        whole, done = encoder._render(said[:-1]), 0
+        ids: list[int] = []
+        labels: list[int] = []
+        for n, turn in enumerate(question.turns[first:], start=first):
+            before = encoder._render(said[: 2 * n + 1])
+            answer = target(turn, encoder.style, encoder.think_prefilled)
+            if n + 1 < len(question.turns) and not whole.startswith(before + answer):
+                return None
+            shown, spoken = tokens(whole[done : len(before)]), tokens(answer)
+            ids += shown + spoken
+            labels += [t if done and not i and t in encoder.stop_ids else IGNORED for i, t in enumerate(shown)] + spoken
+            done = len(before + answer)
+        pictures = tuple((path, None) for path in question.images)
+        counts = iter(encoder.visual_tokens(pictures))
+        repeats = [next(counts) if token == encoder.image_token_id else 1 for token in ids] + [1]
+        pairs = zip(repeats, [*ids, encoder.end_id], [*labels, encoder.end_id], strict=True)
+        wide = [pair for times, *pair in pairs for _ in range(times)]
+        return Row(f"{question.set}:{question.id}", [i for i, _ in wide], [label for _, label in wide], pictures)
+
+    if found := row(question, 0):
+        return [found]
+    cut = [replace(question, turns=question.turns[: n + 1]) for n in range(len(question.turns))]
+    return [made for n, one in enumerate(cut) if (made := row(one, n))]
+
+
+def assert_as_one_by_one(encoder: Encoder, questions: list[Question]) -> list[Row]:
+    """Rows and prompts of many questions at once are those of each by itself, which are returned."""
+    wanted = [row for question in questions for row in one_by_one(encoder, question)]
+    assert list(encoder.rows(iter(questions))) == wanted
+    assert [row for question in questions for row in encoder.train_rows(question)] == wanted
+    last = {row.question: row for row in wanted}
+    for question, prompt in zip(questions, encoder.prompts(iter(questions)), strict=True):
+        row = last[prompt.question]
+        end = len(row.labels) - len(encoder.answer_ids(question.turns[-1]))
+        assert (prompt.input_ids, prompt.labels, prompt.images) == (row.input_ids[:end], [], row.images)
+        assert encoder.prompt_row(question) == prompt
+    return wanted
+
+
+@pytest.mark.parametrize("kind", sorted(WRITERS))
+def test_many_at_once_as_one_by_one(
+    kind: str, composed: Callable[..., Config], picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "_TOGETHER", 7)
+    config = composed(f"model=tiny_{kind}", "dataset=demo_ct")
+    processor, stop = load_processor(config.model), stop_ids(config.model)
+    questions = drawn(picture, 60) + load(config.dataset, "train").questions[:20]
+    if not hasattr(processor, "image_token"):
+        questions = [without_images(question) for question in questions]
+    for style in AnswerStyle:
+        rows = assert_as_one_by_one(Encoder(processor, style, stop), questions)
+        assert len(rows) >= len(questions) and max(map(len, (row.input_ids for row in rows))) > 200
+
+
+def test_published_questions_at_once_as_one_by_one(processor: Any, real_data: Path) -> None:
+    published = QuestionSet(name="vqa_rad", format="vqa_rad", path=str(real_data / "vqa_rad"))
+    questions = load(published, "train").questions
+    assert len(assert_as_one_by_one(Encoder(processor, AnswerStyle.plain, STOP), questions)) == 1797
+
+
+def test_questions_are_taken_as_rows_are_asked_for(processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "_TOGETHER", 3)
+    taken = []
+
+    def endless() -> Iterable[Question]:
+        while True:
+            taken.append(None)
+            yield Question(str(len(taken)), "set", (), (Turn("Is it red?", "no"),), "closed")
+
+    encoder = Encoder(processor, AnswerStyle.plain, STOP)
+    for asked in (encoder.rows(endless()), encoder.prompts(endless())):
+        taken.clear()
+        assert [next(asked).question for _ in range(4)] == ["set:1", "set:2", "set:3", "set:4"]
+        assert len(taken) == 6, "two times three"
+
+
+def test_rows_share_the_numbers_of_their_tokens_but_no_list(processor: Any) -> None:
+    """A number of its own for each token would weigh four times as much as the lists of them."""
+    encoder = Encoder(processor, AnswerStyle.plain, STOP)
+    asked = [Question(str(n), "set", (), (Turn("Is the heart enlarged?", "no"),), "closed") for n in range(2)]
+    for rows in (list(encoder.rows(asked)), list(encoder.prompts(asked)), [encoder.prompt_row(one) for one in asked]):
+        first, second = (row.input_ids for row in rows)
+        assert first == second and first is not second and max(first) > 256
+        assert all(a is b for a, b in zip(first, second, strict=True))
 
 
 def test_padding(processor: Any, picture: str) -> None:

@@ -193,7 +193,7 @@ def test_a_bad_question_of_an_image_is_told_from_its_good_ones(tmp_path: Path) -
 def test_images_are_found_with_the_extension_they_have(tmp_path: Path, there: str, named: str) -> None:
     write(tmp_path / "train.json", [QA[0] | {"image": named}])
     (tmp_path / there).parent.mkdir(parents=True)
-    (tmp_path / there).touch()
+    Image.new("L", (32, 32)).save(tmp_path / there)
     root = "mine" if there.startswith("mine") else None
     (question,) = load(spec(tmp_path, image_root=root), "train").questions
     assert question.images == (str(tmp_path / there),)

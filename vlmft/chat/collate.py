@@ -18,8 +18,8 @@ def collate(encoder: Encoder, rows: Sequence[Row], padding_side: str) -> dict[st
 
     Returns `input_ids`, `attention_mask` and (for training rows) `labels`, int64 of shape (B, T); for all pictures of
     the batch in order, `pixel_values` (uint8 patches, which `for_model` normalises, or the processor's own float32) and
-    e.g. `image_grid_thw`; and `mm_token_type_ids` (B, T), 1 at image tokens, where the model takes them. Pad on the
-    right to train, on the left to generate.
+    e.g. `image_grid_thw`; and `mm_token_type_ids` (B, T), 1 at image tokens, where the model takes them. For a model
+    that looks at pictures by cross-attention, what `_tiles` gives. Pad on the right to train, on the left to generate.
     """
     longest = max(len(row.input_ids) for row in rows)
     pad = encoder.tokenizer.pad_token_id
@@ -41,12 +41,45 @@ def collate(encoder: Encoder, rows: Sequence[Row], padding_side: str) -> dict[st
         if "mm_token_type_ids" in encoder.processor.model_input_names:
             is_image = batch["input_ids"] == encoder.image_token_id
             batch["mm_token_type_ids"] = is_image.long() * batch["attention_mask"]
-        if pictures and encoder.image_cache.cacheable:
+        if pictures and encoder.cross_attends:
+            batch.update(_tiles(encoder, rows, batch["input_ids"]))
+        elif pictures and encoder.image_cache.cacheable:
             batch.update(encoder.image_cache.batch(pictures))
         elif pictures:
             decoded = [images.load(picture) for picture in pictures]
             batch.update(encoder.processor.image_processor(images=decoded, return_tensors="pt"))
     return batch
+
+
+def _tiles(encoder: Encoder, rows: Sequence[Row], input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The pictures of a batch, by row, and which of them its tokens see; empty places where a row has fewer than I.
+
+    `pixel_values` (B, I, tiles, channels, height, width), `aspect_ratio_ids` (B, I), `aspect_ratio_mask` (B, I, tiles)
+    and `cross_attention_mask` (B, T, I, tiles): of the padded rows, answers included.
+    """
+    from transformers.models.mllama.processing_mllama import (
+        convert_sparse_cross_attention_mask_to_dense,
+        get_cross_attention_token_mask,
+    )
+
+    image_processor, token = encoder.processor.image_processor, encoder.image_token_id
+    decoded = [[images.load(picture)] for row in rows for picture in row.images]
+    made = image_processor(images=decoded, return_tensors="pt")
+    counts = iter(made.pop("num_tiles"))
+    line = torch.tensor([number for number, row in enumerate(rows) for _ in row.images])
+    place = torch.tensor([number for row in rows for number in range(len(row.images))])
+    found = {}
+    for name, values in made.items():
+        found[name] = values.new_zeros(len(rows), int(place.max()) + 1, *values.shape[2:])
+        found[name][line, place] = values[:, 0]
+    found["aspect_ratio_mask"][..., 0] = 1  # of an empty place, too: as the processor writes it
+    seen = convert_sparse_cross_attention_mask_to_dense(
+        [get_cross_attention_token_mask(ids, token) for ids in input_ids.tolist()],
+        num_tiles=[[next(counts)[0] for _ in row.images] for row in rows],
+        max_num_tiles=image_processor.max_image_tiles,
+        length=input_ids.shape[1],
+    )
+    return found | {"cross_attention_mask": torch.from_numpy(seen)}
 
 
 def collate_packs(encoder: Encoder, packs: Sequence[Pack]) -> dict[str, Any]:

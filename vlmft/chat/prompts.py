@@ -10,8 +10,19 @@ from vlmft.schema import AnswerStyle
 Message = dict[str, Any]
 
 
-def target(turn: Turn, style: AnswerStyle) -> str:
-    """What the model is trained to say. A thought is kept where the data has one and never invented."""
+THINK = "<think>\n"  # what a template writes that begins every answer with a thought itself
+
+
+def target(turn: Turn, style: AnswerStyle, think_prefilled: bool = False) -> str:
+    """What the model is trained to say. A thought is kept where the data has one and never invented.
+
+    `think_prefilled` says that the chat template has written THINK before it: under every style it is closed first.
+    """
+    if think_prefilled:
+        thinks = style in (AnswerStyle.think, AnswerStyle.think_answer)
+        tagged = style in (AnswerStyle.answer, AnswerStyle.think_answer)
+        answer = f"<answer>{turn.answer}</answer>" if tagged else turn.answer
+        return f"{(turn.thought or '') if thinks else ''}\n</think>\n\n{answer}"
     if style is AnswerStyle.plain:
         return turn.answer
     if style is AnswerStyle.think:
@@ -34,7 +45,7 @@ def user_message(turn: Turn, images: int) -> Message:
     return {"role": "user", "content": content}
 
 
-def messages(question: Question, style: AnswerStyle) -> list[Message]:
+def messages(question: Question, style: AnswerStyle, think_prefilled: bool = False) -> list[Message]:
     """User and assistant messages in turn, ending with the assistant's last answer.
 
     Pictures without a mark in any turn belong to the first one.
@@ -44,5 +55,6 @@ def messages(question: Question, style: AnswerStyle) -> list[Message]:
     for number, turn in enumerate(question.turns):
         images = 0 if marked or number else len(question.images)
         out.append(user_message(turn, images))
-        out.append({"role": "assistant", "content": [{"type": "text", "text": target(turn, style)}]})
+        said = (THINK if think_prefilled else "") + target(turn, style, think_prefilled)
+        out.append({"role": "assistant", "content": [{"type": "text", "text": said}]})
     return out

@@ -26,19 +26,21 @@ class Finding:
         return asdict(self)
 
 
-def finding(level: str, what: str, rows: Sequence[str]) -> list[Finding]:
-    """One finding about the rows, or none where there are none."""
-    return [Finding(level, what, len(rows), tuple(rows[:KEPT]))] if rows else []
+def finding(level: str, what: str, rows: Sequence[str], count: int | None = None) -> list[Finding]:
+    """One finding about the rows (of which there may be more than these), or none where there are none."""
+    return [Finding(level, what, len(rows) if count is None else count, tuple(rows[:KEPT]))] if rows else []
 
 
-def left_out(dropped: Sequence[BadRow], drop: bool) -> list[Finding]:
-    """Rows that cannot be used: errors, or where they are to be dropped, notes, as are the publisher's own defects."""
+def left_out(dropped: Sequence[BadRow], drop: bool, count: int | None = None) -> list[Finding]:
+    """Rows that cannot be used: errors, or where they are to be dropped, notes, as are the publisher's own defects.
+
+    `count` is how many there are where `dropped` holds only the first of them.
+    """
     published = [str(row) for row in dropped if row.published]
     ours = [str(row) for row in dropped if not row.published]
+    level, what = (NOTE, "rows that bad_rows=drop leaves out") if drop else (ERROR, "rows that cannot be used")
     return [
-        *finding(
-            *((NOTE, "rows that bad_rows=drop leaves out") if drop else (ERROR, "rows that cannot be used")), ours
-        ),
+        *finding(level, what, ours, count),
         *finding(NOTE, "defective rows of the published files, which are left out", published),
     ]
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from vlmft.check.findings import ERROR, Finding, left_out, of_rows
+from vlmft.check.findings import ERROR, NOTE, Finding, left_out, of_rows
+from vlmft.data import stream
 from vlmft.data.load import Loaded, fingerprint, load
 from vlmft.data.mixture import load_member, training_sets
 from vlmft.data.picture_check import Seen, look
@@ -31,6 +32,11 @@ class Part:
     spec: QuestionSet
     questions: list[Question] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    more: int = 0  # questions of a streamed set beside those that are at hand
+
+    @property
+    def total(self) -> int:
+        return len(self.questions) + self.more
 
     @property
     def name(self) -> str:
@@ -58,7 +64,9 @@ def add_findings(parts: Iterable[Part]) -> dict[str, Seen]:
 def _parts(config: Config) -> Iterator[Part]:
     drop = config.dataset.bad_rows is BadRows.drop
     if config.task is not Task.eval:
-        for name, member in training_sets(config.dataset).items():
+        if config.dataset.streaming:
+            yield _first_rows(config)
+        for name, member in ({} if config.dataset.streaming else training_sets(config.dataset)).items():
             read = partial(load_member, config.dataset, name, "train", config.seed, drop=True)
             yield _read(Part(TRAIN, name, "train", member), drop, read)
         try:
@@ -71,6 +79,23 @@ def _parts(config: Config) -> Iterator[Part]:
     for name, spec in chosen_sets(config.eval, config.dataset).items():
         read = partial(test_questions, replace(spec, bad_rows=BadRows.drop), config.eval)
         yield _read(Part(TEST, name, "test", spec), False, read)
+
+
+def _first_rows(config: Config) -> Part:
+    """A streamed set: every row is read and counted, and those of the first buffer are kept to be looked at."""
+    dataset = config.dataset
+    part = Part(TRAIN, dataset.name, "train", dataset)
+    try:
+        tally, part.questions = stream.count(dataset, stream.reach(dataset, config.method))
+    except DataError as error:
+        part.findings = _unreadable(error)
+        return part
+    part.more = tally.usable - len(part.questions)
+    part.findings = left_out(tally.first, dataset.bad_rows is BadRows.drop, tally.bad)
+    if part.more:
+        said = f"streamed: {tally.usable:,} questions were read, and the first {len(part.questions):,} are looked at"
+        part.findings.append(Finding(NOTE, said, 0, ()))
+    return part
 
 
 def _read(part: Part, drop: bool, read: Callable[[], Loaded]) -> Part:
@@ -96,7 +121,7 @@ def state(parts: Iterable[Part]) -> list[Any]:
             rows = fingerprint(part.spec, part.split) if part.split else ""
         except DataError as error:
             rows = str(error)
-        found.append([part.use, part.set, rows, [_facts(image) for image in part.images], len(part.questions)])
+        found.append([part.use, part.set, rows, [_facts(image) for image in part.images], part.total])
     return found
 
 

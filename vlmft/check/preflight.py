@@ -49,7 +49,7 @@ def before_training(config: Config) -> None:
 
 
 def _total(parts: Iterable[Part], test: bool) -> int:
-    return sum(len(part.questions) for part in parts if (part.use == TEST) is test)
+    return sum(part.total for part in parts if (part.use == TEST) is test)
 
 
 def check(config: Config) -> None:

@@ -72,24 +72,15 @@ def measure(
 
 def _encoded(part: Part, encoder: Encoder, questions: Sequence[Question], unread: list[str]) -> Iterator[Row]:
     """The questions' rows; one that has none is added to `unread` with the reason."""
-    encode = _prompts if part.use == TEST else _training_rows
+    encode = encoder.prompts if part.use == TEST else encoder.rows
     try:
-        yield from list(encode(encoder, questions))
+        yield from list(encode(questions))
     except DataError:  # of one of them; which ones is found one by one
         for question in questions:
             try:
-                yield from list(encode(encoder, [question]))
+                yield from list(encode([question]))
             except DataError as error:
                 unread.append(f"{where(question)}: {error}")
-
-
-def _prompts(encoder: Encoder, questions: Sequence[Question]) -> Iterator[Row]:
-    yield from map(encoder.prompt_row, questions)
-
-
-def _training_rows(encoder: Encoder, questions: Sequence[Question]) -> Iterator[Row]:
-    for question in questions:
-        yield from encoder.train_rows(question)
 
 
 def _too_long(part: Part, rows: Sequence[str], limit: int, over_long: OverLong) -> list[Finding]:

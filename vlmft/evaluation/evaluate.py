@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from vlmft.data import leakage
-from vlmft.data.load import Loaded, load
+from vlmft.data import leakage, stream
+from vlmft.data.load import Loaded, load, source
 from vlmft.data.mixture import training_sets
 from vlmft.data.question import CLOSED, MULTIPLE_CHOICE, VQA, Question
 from vlmft.errors import DataError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # By what decides them: a set's test questions, their prompts, and its training questions.
-Known: TypeAlias = "dict[str, tuple[Loaded, Encoded, list[Question]]]"
+Known: TypeAlias = "dict[str, tuple[Loaded, Encoded, Callable[[], Iterable[Question]]]]"
 
 TRAINED_ON = "trained_on.jsonl"  # of a run: digests of its training rows, for the audit of any test set
 
@@ -82,7 +82,7 @@ def evaluate(
     generate, rescore = results.pending(run, hashes, config.protocols)
     for name in rescore:
         results.score_set(run, name, config.protocols, hashes[name])
-    trained_on = leakage.read(run / TRAINED_ON)
+    trained_on = run / TRAINED_ON
     for name in generate:
         set_, _, without = name.partition(".")
         said = repr((sets[set_], config.max_rows, max_row_tokens, over_long, without))
@@ -93,16 +93,16 @@ def evaluate(
         if name == generate[0]:
             _refuse_idle_adapter(model, encoder, prompts.rows, run)
         status.phase(f"evaluating {name}", total=len(loaded.questions))
-        notes = floors.learnt(train, loaded.questions)
+        notes = floors.learnt(train(), loaded.questions)
         facts: dict[str, Any] = {"dropped_rows": len(loaded.dropped), "shrunk_rows": prompts.shrunk}
-        if trained_on:
-            audit = leakage.audit(trained_on, loaded.questions)
+        if trained_on.is_file():
+            audit = leakage.audit(leakage.each(trained_on), loaded.questions)
             notes = [note | row for note, row in zip(notes, audit.rows, strict=True)]
             facts["leakage"] = audit.counts
         predict(
             model, encoder, loaded.questions, prompts.rows, config.generation,
             predictions_file(run, name), hashes[name], status.advance,
-            notes=notes, options=options_of(loaded.questions, train) if config.closed is Closed.likelihood else None,
+            notes=notes, options=options_of(loaded.questions, train()) if config.closed is Closed.likelihood else None,
         )  # fmt: skip
         results.score_set(run, name, config.protocols, hashes[name], **facts)
 
@@ -127,7 +127,7 @@ def prompts_of(
     # Another picture may be larger than the question's own.
     shrinks = over_long is OverLong.shrink_image or without == SHUFFLED
     policy = OverLong.shrink_image if shrinks else OverLong.refuse
-    return loaded, fit(encoder, map(encoder.prompt_row, shown), max_row_tokens, policy)
+    return loaded, fit(encoder, encoder.prompts(shown), max_row_tokens, policy)
 
 
 def _refuse_idle_adapter(model: Any, encoder: Encoder, rows: Sequence[Row], run: Path) -> None:
@@ -146,7 +146,7 @@ def _refuse_idle_adapter(model: Any, encoder: Encoder, rows: Sequence[Row], run:
         )
 
 
-def options_of(questions: Sequence[Question], train: Sequence[Question]) -> list[list[str]]:
+def options_of(questions: Sequence[Question], train: Iterable[Question]) -> list[list[str]]:
     """What a question is answered with under `eval.closed=likelihood`; none for one whose answer is generated.
 
     A multiple-choice question's own options (their letters, where that is how its gold is written); for a closed one
@@ -177,10 +177,17 @@ def _limit(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _training_questions(spec: QuestionSet) -> list[Question]:
-    """The set's own training questions, for what is learnt from them without looking; none where it has none."""
+def _training_questions(spec: QuestionSet) -> Callable[[], Iterable[Question]]:
+    """The set's own training questions, for what is learnt from them without looking; none where it has none.
+
+    Those of a set that is streamed are read anew each time.
+    """
     try:
-        return load(spec, "train", drop_bad_rows=True, need_images=False).questions
+        if isinstance(spec, Dataset) and spec.streaming:
+            source(spec).files(spec, "train")
+            return lambda: (row for _, row in stream.rows(spec) if isinstance(row, Question))
+        questions = load(spec, "train", drop_bad_rows=True, need_images=False).questions
     except DataError as error:
         logger.warning("%s has no training questions to take its floors from: %s", spec.name, error)
-        return []
+        questions = []
+    return lambda: questions

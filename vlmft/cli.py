@@ -1,4 +1,4 @@
-"""`vlmft report | status | rescore | compare | score`: what can be asked of runs that exist. No model, no GPU."""
+"""`vlmft report | status | rescore | compare | score | ask | export`: what is done with runs that exist, or sets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from vlmft.evaluation.protocols import PROTOCOLS
 from vlmft.evaluation.scores import score
 from vlmft.evaluation.table import print_comparisons, print_matches, print_scores, print_table
 from vlmft.lock import Locked, RunLock
-from vlmft.schema import BadRows, Eval, QuestionSet
+from vlmft.model_commands import ask, ask_options, export_model, export_options
+from vlmft.schema import AnswerStyle, BadRows, Eval, QuestionSet
 
 DEFAULT = Eval().protocols
 
@@ -74,7 +75,65 @@ def _parser() -> argparse.ArgumentParser:
     outside.add_argument("--drop-bad-rows", action="store_true", help="leave out questions that cannot be used")
     outside.add_argument("--json", action="store_true", help="print one object of result.json's form, and nothing else")
     _matches(outside)
+    talk = commands.add_parser("ask", help="ask a trained model", description=ask.__doc__)
+    talk.set_defaults(command=ask)
+    ask_options(talk)
+    about = "a trained model as one folder, or a set's questions in the chat form"
+    out = commands.add_parser("export", help=about, description=_export.__doc__)
+    out.set_defaults(command=_export)
+    out.add_argument("arguments", nargs="*", metavar="RUN_DIR | KEY=VALUE",
+                     help="a run directory or adapter folder; with --data, keys as for train.py: seed=1")  # fmt: skip
+    out.add_argument("--data", nargs="?", const="", metavar="SET", help="a set of train.py's dataset=…; needs no run")
+    out.add_argument("--out", type=_folder, metavar="FOLDER", help="a new folder (of a run: RUN_DIR/export)")
+    export_options(out.add_argument_group("with RUN_DIR"))
+    _of_data(out.add_argument_group("with --data"))
     return parser
+
+
+def _of_data(group: Any) -> None:
+    from vlmft.data.exported import FORMS, MESSAGES
+
+    group.add_argument("--split", action="append", metavar="SPLIT", help="once or more (default: train)")
+    group.add_argument("--answer-style", default=AnswerStyle.answer.name, choices=[style.name for style in AnswerStyle])
+    group.add_argument("--form", default=MESSAGES, choices=FORMS, help=f"a JSON file and images ({MESSAGES}), or "
+                       "a folder of the library datasets")  # fmt: skip
+    group.add_argument("--path", metavar="FOLDER", help="where the set lies (dataset.path)")
+    group.add_argument("--language", help="only the questions of one language (en, zh)")
+    group.add_argument("--max-rows", type=int, metavar="N", help="of each split at most N questions, in whole images")
+    group.add_argument("--absolute", action="store_true", help="name the pictures where they lie, and copy none")
+    group.add_argument("--validate", type=_folder, metavar="FOLDER", help="only look through what was exported")
+
+
+def _export(options: argparse.Namespace) -> None:
+    """The trained model of RUN_DIR as one folder that transformers loads, with a model card, read back and compared.
+
+    With --data: the questions of a set in the chat form, for other trainers; dataset=conversations reads it again.
+    """
+    if options.data is None and options.validate is None:
+        export_model(options)
+        return
+    if options.push or options.dtype:
+        raise ConfigError("export: --push and --dtype are of a RUN_DIR; leave them out of --data")
+    _export_data(options)
+
+
+def _export_data(options: argparse.Namespace) -> None:
+    from vlmft.data import export, exported
+
+    if options.validate:
+        for part in exported.validate(options.validate):
+            print(f"in order  {part.describe()}")
+        return
+    if not options.data or not options.out:
+        raise ConfigError("export: name the set and the new folder, --data slake --out FOLDER")
+    config = export.choose(options.data, options.arguments, options.path, options.language)
+    style, splits = AnswerStyle[options.answer_style], options.split or ["train"]
+    for part in export.export(
+        config, splits, options.out, style, form=options.form, absolute=options.absolute, most=options.max_rows
+    ):
+        print(f"written   {part.describe()}")
+        if part.left_out:
+            print(f"left out  {len(part.left_out):,} rows that cannot be used, the first: {part.left_out[0]}")
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from vlmft.data.load import without_images
 from vlmft.data.question import BadRow, Question, Turn
 from vlmft.data.sources import conversations
 from vlmft.errors import DataError
@@ -253,7 +254,8 @@ def test_other_keys_become_facts(tmp_path: Path) -> None:
         ({"messages": [{"role": "system", "content": "Be brief."}]}, "system message"),
         (row(image=3), "image is 3"),
         (row(image=""), "image is ''"),
-        (row(image=["a.png", None]), "image is ["),
+        (row(image=["a.png", None]), "image is None"),
+        (row(image={"bytes": None, "path": None}), "image is {"),
         (row(task="segmentation"), "task is 'segmentation'; it should be one of vqa, multiple_choice, multi_label"),
         (row(task=3), "task is '3'"),
         (row(options="A. CT B. MRI"), "options are 'A. CT B. MRI'; they should be a list of texts, A first"),
@@ -287,6 +289,142 @@ def test_images_folder_is_the_default_root(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     assert question(tmp_path, row()).images == (str(tmp_path / "images" / "a.png"),)
     assert question(tmp_path, row(), image_root="3vqa").images == (str(tmp_path / "3vqa" / "a.png"),)
+
+
+def test_names_may_start_beside_the_annotation_file_too(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    beside = str(tmp_path / "images" / "a.png")
+    assert question(tmp_path, row(image="images/a.png")).images == (beside,)
+    assert question(tmp_path, row(image="images/a.png"), image_root=".").images == (beside,)
+    (tmp_path / "images" / "images").mkdir()
+    assert question(tmp_path, row(image="images/a.png")).images == (str(tmp_path / "images" / "images" / "a.png"),)
+
+
+ASKED = [{"role": "user", "content": "<image>\nWhere?"}]
+YES, NO = ({"role": "assistant", "content": f"<answer>{text}</answer>"} for text in ("liver", "lung"))
+PARTS = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where?"}]}]
+GOOD, BAD = ([{"role": "assistant", "content": [{"type": "text", "text": text}]}] for text in ("liver", "lung"))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"messages": ASKED, "chosen": "liver", "rejected": "<answer>lung</answer>"},
+        {"messages": ASKED, "chosen": YES, "rejected": [NO]},
+        {"conversations": [{"from": "human", "value": "<image>Where?"}], "chosen": {"from": "gpt", "value": "liver"},
+         "rejected": {"from": "gpt", "value": "lung"}},
+        {"prompt": "<image>\nWhere?", "chosen": " liver ", "rejected": "lung"},
+        {"prompt": ASKED, "chosen": [YES], "rejected": [NO]},
+        {"prompt": ASKED, "chosen": [*ASKED, YES], "rejected": [*ASKED, NO]},
+        {"prompt": None, "chosen": [*ASKED, YES], "rejected": [*ASKED, NO]},
+        {"prompt": PARTS, "chosen": GOOD, "rejected": BAD},
+        {"prompt": PARTS, "chosen": GOOD, "rejected": BAD, "messages": None, "conversations": None},
+    ],
+)  # fmt: skip
+def test_preference_rows_of_every_form_are_the_same_question(tmp_path: Path, said: dict[str, Any]) -> None:
+    got = question(tmp_path, {"images": ["a.png"], "modality": "CT", **said})
+    assert (got.turns, got.rejected, got.facts) == ((Turn("Where?", "liver"),), "lung", {"modality": "CT"})
+    assert without_images(got).rejected == "lung"
+
+
+def test_preference_after_earlier_turns_and_with_thoughts(tmp_path: Path) -> None:
+    said = [*ASKED, YES, {"role": "user", "content": "Is it big?"}]
+    targets = {"chosen": "<think>8 cm.</think><answer>Yes</answer>", "rejected": "<think>Dark.</think>No"}
+    got = question(tmp_path, {"messages": said, "images": ["a.png"], **targets})
+    assert got.turns == (Turn("Where?", "liver"), Turn("Is it big?", "Yes", "8 cm."))
+    assert (got.rejected, got.answer_type) == ("No", "closed")
+
+
+def test_row_without_preference_has_nothing_rejected(tmp_path: Path) -> None:
+    assert question(tmp_path, row(chosen=None, rejected=None)).rejected == ""
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"chosen": "liver"}, "has 'chosen' without 'rejected'"),
+        ({"rejected": "lung"}, "has 'rejected' without 'chosen'"),
+        ({"chosen": "lung", "rejected": "<answer>lung</answer>"}, "chosen and rejected are the same answer, 'lung'"),
+        ({"chosen": "liver", "rejected": " "}, "rejected: the answer is empty"),
+        ({"chosen": "", "rejected": "lung"}, "the answer is empty"),
+        ({"chosen": [], "rejected": "lung"}, "chosen: the answer is empty"),
+        ({"chosen": "liver", "rejected": "<answer>lung"}, "rejected: the answer's tags do not pair"),
+        ({"chosen": YES, "rejected": ASKED[0]}, "rejected: turn 2 is from 'user'"),
+        ({"chosen": [*ASKED, YES], "rejected": [*PARTS, NO]}, "repeat another question than is asked"),
+        ({"chosen": [*PARTS, YES], "rejected": [*PARTS, NO]}, "repeat another question than is asked"),
+        ({"chosen": [*ASKED, YES, *ASKED], "rejected": NO}, "chosen: the last question has no answer"),
+        ({"chosen": {"role": "assistant"}, "rejected": NO}, "chosen: turn 2 holds no text"),
+        ({"messages": [*ASKED, YES], "chosen": YES, "rejected": NO}, "'messages' ends with an answer"),
+        ({"messages": None, "chosen": "liver", "rejected": "lung"}, "chosen: turn 1 is from 'assistant'"),
+        ({"messages": None, "prompt": "<image>Where?"}, "no list of turns"),
+        ({"messages": [{"role": "system", "content": "Be brief."}], "chosen": YES, "rejected": NO}, "system message"),
+    ],
+)
+def test_bad_preference_rows_say_why(tmp_path: Path, keys: dict[str, Any], words: str) -> None:
+    assert words in reason(tmp_path, {"messages": ASKED, "images": ["a.png"], **keys})
+
+
+def saved(folder: Path, rows: list[dict[str, Any]], shards: int = 1) -> Path:
+    from datasets import Dataset, Features, Image, List, Value
+
+    said = List({"role": Value("string"), "content": Value("string")})
+    columns = {"id": Value("string"), "messages": said, "images": List(Image()), "modality": Value("string")}
+    Dataset.from_list(rows, features=Features(columns)).save_to_disk(folder, num_shards=shards)
+    return folder
+
+
+def picture(file: Path, red: int) -> str:
+    from PIL import Image
+
+    Image.new("RGB", (40, 30), (red, 40, 40)).save(file)
+    return str(file)
+
+
+def test_saved_folder_in_several_parts(tmp_path: Path, cache: Path) -> None:
+    images = [picture(tmp_path / f"{n}.jpg", n) for n in range(3)]
+    said = [*ASKED, YES]
+    rows = [{"id": "a", "messages": said, "images": [image], "modality": "CT"} for image in images]
+    rows[1] |= {"id": "b", "messages": ASKED, "modality": None}
+    saved(tmp_path / "set" / "train", rows, shards=2)
+    spec = QuestionSet(name="s", format="conversations", path=str(tmp_path / "set"))
+    assert [file.name for file in conversations.files(spec, "train")] == [
+        f"data-0000{n}-of-00002.arrow" for n in (0, 1)
+    ]
+    first, bad, last = conversations.read(spec, "train")
+    assert isinstance(first, Question) and isinstance(bad, BadRow) and isinstance(last, Question)
+    assert (first.id, last.id, first.facts, first.turns) == (
+        "a#1",
+        "a#2",
+        {"modality": "CT"},
+        (Turn("Where?", "liver"),),
+    )
+    assert (bad.file, bad.row) == (str(tmp_path / "set" / "train"), 2) and "has no answer" in bad.reason
+    for got, image in ((first, images[0]), (last, images[2])):
+        assert Path(got.images[0]).is_relative_to(cache) and Path(got.images[0]).suffix == ".jpg"
+        assert Path(got.images[0]).read_bytes() == Path(image).read_bytes()
+    spec.image_root = "pictures"
+    kept = [one.images[0] for one in conversations.read(spec, "train") if isinstance(one, Question)]
+    assert all(Path(image).is_relative_to(tmp_path / "set" / "pictures") for image in kept)
+
+
+def test_saved_folder_that_is_not_whole_or_beside_a_file(tmp_path: Path) -> None:
+    spec = QuestionSet(name="s", format="conversations", path=str(tmp_path))
+    folder = saved(tmp_path / "train", [{"id": "a", "messages": [*ASKED, YES], "images": [], "modality": "CT"}] * 99)
+    part = folder / "data-00000-of-00001.arrow"
+    part.write_bytes(part.read_bytes()[:2000])
+    with pytest.raises(DataError, match=r"data-00000-of-00001\.arrow cannot be read as Arrow"):
+        list(conversations.read(spec, "train"))
+    part.unlink()
+    with pytest.raises(DataError, match=r"lacks data-00000-of-00001\.arrow"):
+        conversations.files(spec, "train")
+    (folder / "state.json").write_text("{}")
+    with pytest.raises(DataError, match=r"state\.json is no state\.json"):
+        conversations.files(spec, "train")
+    (tmp_path / "train.json").write_text("[]")
+    with pytest.raises(DataError, match=r"the split train twice, train\.json and train/"):
+        conversations.splits(spec)
+    spec.splits = {"train": "train.json"}
+    assert conversations.files(spec, "train") == [tmp_path / "train.json"]
 
 
 def test_json_lines_name_the_line_that_is_not_json(tmp_path: Path) -> None:

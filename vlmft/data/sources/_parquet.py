@@ -22,6 +22,7 @@ from vlmft.files import cache_folder
 if TYPE_CHECKING:
     from vlmft.schema import QuestionSet
 
+SUFFIX = ".parquet"
 COLUMNS = ("image", "question", "answer")
 BATCH = 32  # rows in memory at a time; PathVQA has 785 MB
 VALIDATION = ("validation", "valid", "val", "dev")
@@ -70,7 +71,7 @@ def read(spec: QuestionSet, split: str, paths: Sequence[Path]) -> Iterator[Quest
     before = 0
     for path in paths:
         number = -1
-        for number, row in enumerate(_rows(path)):
+        for number, row in enumerate(rows(path, COLUMNS)):
             try:
                 yield _question(spec, f"{split}_{before + number}", row, root)
             except Unusable as error:
@@ -88,19 +89,34 @@ def _shard(path: Path) -> tuple[str, int, int | None]:
     return parts["split"], int(parts["number"] or 0), int(parts["total"] or 1)
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def is_parquet(file: Path) -> bool:
+    return file.suffix == SUFFIX
+
+
+def rows(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Every row of a file, with those columns or with all; DataError for a column or a file that cannot be read."""
     import pyarrow
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            if missing := [column for column in COLUMNS if column not in names]:
+            if missing := [column for column in columns if column not in names]:
                 raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}.")
-            for batch in file.iter_batches(BATCH, columns=list(COLUMNS)):
+            for batch in file.iter_batches(BATCH, columns=list(columns) or None):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read as parquet: {error}. It may be cut short; fetch it again.") from error
+
+
+def ids(path: Path) -> list[Any]:
+    """What each row has under "id", None where it has none; nothing else is read of it."""
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        if "id" not in file.schema_arrow.names:
+            return [None] * file.metadata.num_rows
+    return [row["id"] for row in rows(path, ["id"])]
 
 
 def _question(spec: QuestionSet, id: str, row: dict[str, Any], root: Path) -> Question:

@@ -14,13 +14,14 @@ import csv
 import html
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmft.data.question import BadRow, Question, Turn
 from vlmft.data.sources import (
     Unusable,
+    _json_rows,
     folder,
     image_path,
     image_root,
@@ -70,11 +71,22 @@ def files(spec: QuestionSet, split: str) -> list[Path]:
 
 def read(spec: QuestionSet, split: str) -> Iterator[Question | BadRow]:
     """Every row of the split: a question, or why it is none."""
+    yield from _read(spec, split, read_rows)
+
+
+def stream(spec: QuestionSet, split: str) -> Iterator[Question | BadRow]:
+    """As `read`, holding a few rows at a time, and what SemArt says of the paintings."""
+    yield from _read(spec, split, _json_rows.rows)
+
+
+def _read(
+    spec: QuestionSet, split: str, rows: Callable[[Path], Iterable[tuple[int, Any]]]
+) -> Iterator[Question | BadRow]:
     path, *tables = files(spec, split)
     root = _images(spec, path.parent)
     paintings = _paintings(tables)
     asked: Counter[str] = Counter()
-    for number, row in read_rows(path):
+    for number, row in rows(path):
         name = one_line(row.get("image")) if isinstance(row, dict) else ""
         asked[name] += 1  # bad rows too, so that putting one right renames no other
         try:

@@ -4,6 +4,9 @@
         {"from": "human", "value": "<image>\\nWhere …?"}, {"from": "gpt", "value": …}]}
     {"images": […], "messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}
 
+A preference row ends with the question and has the answers "chosen" and "rejected" (`_chat`, which reads the turns).
+Instead of a file, a split may be a folder that `datasets` has saved, with the same columns (`_saved`),
+and its file may be parquet with them.
 `task` and `options` say what form of answer a row asks for (see `question.TASKS`); without them, an answer in words.
 A row's other strings and numbers (modality, …) become the question's facts. Converters of these files
 differ in many small ways; what is read and what is refused stands at the functions below.
@@ -12,15 +15,20 @@ differ in many small ways; what is read and what is refused stands at the functi
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmft.data.question import CLOSED, IMAGE_MARK, MULTIPLE_CHOICE, OPEN, TASKS, VQA, BadRow, Question, Turn
+from vlmft.data.question import CLOSED, MULTIPLE_CHOICE, OPEN, TASKS, VQA, BadRow, Question
 from vlmft.data.sources import (
     Unusable,
+    _chat,
+    _json_rows,
+    _parquet,
+    _saved,
     folder,
     image_path,
     image_root,
@@ -29,13 +37,12 @@ from vlmft.data.sources import (
     set_name,
 )
 from vlmft.errors import DataError
+from vlmft.files import cache_folder
 
 if TYPE_CHECKING:
     from vlmft.schema import QuestionSet
 
-USER, ASSISTANT = ("human", "user"), ("gpt", "assistant")
-TURNS = ("conversations", "conversatons", "messages")  # the second: misspelt files are in circulation
-OWN_KEYS = {"id", "image", "images", "answer_type", "task", "options", *TURNS}
+OWN_KEYS = {"id", "image", "images", "answer_type", "task", "options", *_chat.KEYS}
 ANSWER_TYPES = {"closed": CLOSED, "close": CLOSED, "open": OPEN}
 YES_NO = {"yes", "no", "是", "否"}
 # LLaVA-Med and Med-MoE append these to closed test questions; the publishers' questions do not have them.
@@ -44,14 +51,7 @@ APPENDED = re.compile(
     r'|\(Answer with either "Yes" or "No"\))\.?',
     re.IGNORECASE,
 )
-MARK = re.compile(rf"\s*{IMAGE_MARK}\s*")
-MARKS_IN_FRONT = re.compile(rf"^(\s*{IMAGE_MARK})+")
-MARKS_BEHIND = re.compile(rf"({IMAGE_MARK}\s*)+$")
-TARGET = re.compile(
-    r"(?:(?:<think>)?(?P<thought>.*?)</think>)?\s*(?:<answer>(?P<tagged>.*)</answer>|(?P<bare>.*))", re.DOTALL
-)
-TAG = re.compile(r"</?(?:think|answer)>")
-BOX = re.compile(r"<\|(?:begin|end)_of_box\|>")  # GLM marks the final answer with these inside <answer>
+IMAGES = "images"  # the folder beside the annotation files
 
 
 def splits(spec: QuestionSet) -> list[str]:
@@ -60,31 +60,84 @@ def splits(spec: QuestionSet) -> list[str]:
 
 
 def files(spec: QuestionSet, split: str) -> list[Path]:
-    """The split's one annotation file; DataError if it is not there or the split is unknown."""
+    """The split's one annotation file, or the parts of its saved folder; DataError without them or for no split."""
     place = _place(spec)
     named = _split_files(spec)
     refuse_unknown_split(spec, split, list(named), f" Name another one's file with +dataset.splits.{split}=FILE.")
     path = place / Path(named[split]).expanduser()
+    if _saved.is_saved(path):
+        return _saved.parts(path)
     if not path.is_file():
         raise DataError(
             f"{set_name(spec)}: looked for the {split} split in {path}, where there is no file. Expected a "
-            "JSON array or JSON lines in the conversation form; say which file it is with "
+            "JSON array, JSON lines or parquet in the conversation form; say which file it is with "
             f"+dataset.splits.{split}=FILE, or where the set lies with dataset.path=FOLDER."
         )
     return [path]
 
 
 def read(spec: QuestionSet, split: str) -> Iterator[Question | BadRow]:
-    """Every row of the split: a question, or why it is none."""
-    (path,) = files(spec, split)
-    place = _place(spec)
-    root = image_root(spec, place / "images" if (place / "images").is_dir() else place)
-    rows = read_rows(path)
-    for (number, row), id in zip(rows, _unique_ids(rows), strict=True):
+    """Every row of the split: a question, or why it is none. Pictures that the rows hold go to the cache."""
+    paths = files(spec, split)
+    rows: Iterable[tuple[int, Any]]
+    if _has_columns(paths):
+        rows = enumerate(_column_rows(paths), 1)
+        own = _saved.ids(paths) if _saved.is_part(paths[0]) else _parquet.ids(paths[0])
+        stated = list(enumerate(own, 1))
+    else:
+        rows = read_rows(paths[0])
+        stated = [(n, row.get("id") if isinstance(row, dict) else None) for n, row in rows]
+    yield from _read(spec, paths, rows, _unique_ids(stated))
+
+
+def stream(spec: QuestionSet, split: str) -> Iterator[Question | BadRow]:
+    """As `read`, holding a few rows at a time; the id of a row is its own, whether others have it too or not."""
+    paths = files(spec, split)
+    yield from _read(
+        spec, paths, enumerate(_column_rows(paths), 1) if _has_columns(paths) else _json_rows.rows(paths[0]), None
+    )
+
+
+def _read(
+    spec: QuestionSet, paths: list[Path], rows: Iterable[tuple[int, Any]], ids: list[str] | None
+) -> Iterator[Question | BadRow]:
+    file = paths[0].parent if _saved.is_part(paths[0]) else paths[0]
+    path_of = _path_of(spec)
+    for place, (number, row) in enumerate(rows):
+        stated = row.get("id") if isinstance(row, dict) and not ids else None
+        id = ids[place] if ids else f"row{number}" if stated is None else str(stated)
         try:
-            yield _question(spec, row, id, root)
+            yield _question(spec, row, id, path_of)
         except Unusable as error:
-            yield BadRow(str(path), number, str(error))
+            yield BadRow(str(file), number, str(error))
+
+
+def _has_columns(paths: list[Path]) -> bool:
+    return _saved.is_part(paths[0]) or _parquet.is_parquet(paths[0])
+
+
+def _column_rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    return _saved.rows(paths) if _saved.is_part(paths[0]) else _parquet.rows(paths[0])
+
+
+def _path_of(spec: QuestionSet) -> Callable[[Any], str]:
+    """Finds the file of a picture that a row names, or whose bytes it holds; these are written to a file first."""
+    place = _place(spec)
+    beside = place / IMAGES
+    root = image_root(spec, beside if beside.is_dir() else place)
+    unpacked = Path(os.path.abspath(image_root(spec, cache_folder() / IMAGES)))
+    # Names start in the folder of the pictures or beside the annotation file: that folder's own name tells.
+    also = f"{IMAGES}/" if root == beside and not (beside / IMAGES).is_dir() else ""
+
+    def path_of(image: Any) -> str:
+        if isinstance(image, dict) and isinstance(content := image.get("bytes"), bytes):
+            return _parquet._kept(unpacked, content)
+        name = image.get("path") if isinstance(image, dict) else image
+        if not isinstance(name, str) or not name.strip():
+            raise Unusable(f"image is {image!r}; it should be a file name or a list of file names")
+        return image_path(spec, root, name.removeprefix(also))
+
+    return path_of
 
 
 def _place(spec: QuestionSet) -> Path:
@@ -93,18 +146,26 @@ def _place(spec: QuestionSet) -> Path:
 
 def _split_files(spec: QuestionSet) -> dict[str, str]:
     named = {"train": "train.json", "test": "test.json"}
-    if spec.path and (Path(spec.path).expanduser() / "validation.json").is_file():
+    given = {str(split): file for split, file in spec.splits.items()}
+    if not spec.path:
+        return named | given
+    place = Path(spec.path).expanduser()
+    if (place / "validation.json").is_file():
         named["validation"] = "validation.json"
-    return named | {str(split): file for split, file in spec.splits.items()}
+    for split in ("train", "test", "validation"):
+        if split not in given and _saved.is_saved(place / split):
+            if (place / f"{split}.json").is_file():
+                raise DataError(f"{place} holds the split {split} twice, {split}.json and {split}/; keep one of them.")
+            named[split] = split
+    return named | given
 
 
-def _unique_ids(rows: list[tuple[int, Any]]) -> list[str]:
+def _unique_ids(stated: list[tuple[int, Any]]) -> list[str]:
     """An id for every row, bad ones too: its own if no other row has it, else with #1, #2, … in file order.
 
     Many files give all questions of an image the image's id, some as a number and some as a string.
     """
-    stated = [row.get("id") if isinstance(row, dict) else None for _, row in rows]
-    own = [f"row{n}" if id is None else str(id) for (n, _), id in zip(rows, stated, strict=True)]
+    own = [f"row{n}" if id is None else str(id) for n, id in stated]
     rows_with = Counter(own)
     used: Counter[str] = Counter()
     ids = []
@@ -117,22 +178,31 @@ def _unique_ids(rows: list[tuple[int, Any]]) -> list[str]:
     return ids
 
 
-def _question(spec: QuestionSet, row: Any, id: str, root: Path) -> Question:
+def _question(spec: QuestionSet, row: Any, id: str, path_of: Callable[[Any], str]) -> Question:
     if isinstance(row, Unusable):
         raise row
     if not isinstance(row, dict):
         raise Unusable(f"expected an object, found {json.dumps(row, ensure_ascii=False)[:60]}")
-    images = tuple(image_path(spec, root, name) for name in _image_names(row))
-    exchanges = _exchanges(row)
-    asked = _place_marks([question for question, _ in exchanges], len(images))
-    turns = tuple(_turn(question, target) for question, (_, target) in zip(asked, exchanges, strict=True))
+    found: Any = next((row[key] for key in ("image", "images") if row.get(key) is not None), [])
+    images = tuple(path_of(image) for image in (found if isinstance(found, list) else [found]))
+    exchanges, unwanted = _chat.exchanges(row)
+    asked = [(APPENDED.sub("", question), target) for question, target in exchanges]
+    turns, rejected = _chat.turns(asked, unwanted, len(images))
     facts = {
         key: value.strip() if isinstance(value, str) else json.dumps(value)
         for key, value in row.items()
         if key not in OWN_KEYS and isinstance(value, (str, int, float)) and str(value).strip()
     }
     return Question(
-        id, set_name(spec), images, turns, _answer_type(row, turns[-1].answer), facts, _task(row), _options(row)
+        id=id,
+        set=set_name(spec),
+        images=images,
+        turns=turns,
+        answer_type=_answer_type(row, turns[-1].answer),
+        facts=facts,
+        task=_task(row),
+        options=_options(row),
+        rejected=rejected,
     )
 
 
@@ -151,74 +221,6 @@ def _options(row: dict[str, Any]) -> tuple[str, ...]:
     if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
         raise Unusable(f"options are {found!r}; they should be a list of texts, A first")
     return tuple(text.strip() for text in texts)
-
-
-def _image_names(row: dict[str, Any]) -> list[str]:
-    """The row's images, under either key: none (a question without a picture), one name, or a list."""
-    found: Any = next((row[key] for key in ("image", "images") if row.get(key) is not None), [])
-    names = [found] if isinstance(found, str) else found
-    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
-        raise Unusable(f"image is {found!r}; it should be a file name or a list of file names")
-    return names
-
-
-def _exchanges(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """The row's (question, answer) texts; nothing but user and assistant in turn is accepted."""
-    key = next((key for key in TURNS if key in row), None)
-    said = row[key] if key else None
-    if not isinstance(said, list) or not said:
-        raise Unusable("no list of turns under 'conversations' or 'messages'")
-    texts = []
-    for n, turn in enumerate(said):
-        if not isinstance(turn, dict):
-            raise Unusable(f"turn {n + 1} is no object with 'from' and 'value' (or 'role' and 'content')")
-        role, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-        if role == "system":
-            raise Unusable("has a system message, which vlmft does not pass on; take it out of the row")
-        if role not in (ASSISTANT if n % 2 else USER):
-            raise Unusable(f"turn {n + 1} is from {role!r}; expected {(ASSISTANT if n % 2 else USER)}")
-        if isinstance(text, bool) or not isinstance(text, (str, int, float)):
-            raise Unusable(f"turn {n + 1} holds no text")
-        texts.append(str(text))
-    if len(texts) % 2:
-        raise Unusable("the last question has no answer")
-    return list(zip(texts[::2], texts[1::2], strict=True))
-
-
-def _place_marks(questions: list[str], images: int) -> list[str]:
-    """The questions with marks only where words stand between pictures; else the marks go: pictures come first."""
-    marks = [question.count(IMAGE_MARK) for question in questions]
-    if sum(marks) not in (0, images):
-        defect = (
-            "; every turn repeats the mark of the same image (a known defect of converters that join the "
-            "questions of an image): keep it in the first turn only"
-            if len(marks) > 1 and images and set(marks) == {images}
-            else ""
-        )
-        raise Unusable(f"{sum(marks)} {IMAGE_MARK} marks for {images} image{'s' * (images != 1)}{defect}")
-    without = (side.sub("", questions[0]) for side in (MARKS_IN_FRONT, MARKS_BEHIND))
-    together = not any(marks[1:]) and any(IMAGE_MARK not in question for question in without)
-    if images == 1 or together:
-        return [MARK.sub(lambda mark: "\n" if "\n" in mark[0] else " ", question) for question in questions]
-    return questions
-
-
-def _turn(question: str, target: str) -> Turn:
-    """The turn, with what converters appended to the question taken off and the target split at its tags."""
-    question = APPENDED.sub("", question).strip()
-    if not question.replace(IMAGE_MARK, "").strip():
-        raise Unusable("the question is empty")
-    if IMAGE_MARK in target:
-        raise Unusable(f"the answer holds {IMAGE_MARK}")
-    parts = TARGET.fullmatch(target.strip())
-    assert parts  # the pattern's last alternative takes any text
-    thought, answer = parts["thought"] or "", parts["tagged"] or parts["bare"] or ""
-    if TAG.search(thought + answer):
-        raise Unusable("the answer's tags do not pair; expected <think>…</think><answer>…</answer> or one of them")
-    answer = BOX.sub("", answer).strip()
-    if not answer:
-        raise Unusable("the answer is empty")
-    return Turn(question, answer, thought.strip() or None)
 
 
 def _answer_type(row: dict[str, Any], answer: str) -> str:

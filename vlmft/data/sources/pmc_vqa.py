@@ -94,6 +94,15 @@ def files(spec: QuestionSet, split: str) -> list[Path]:
 
 def read(spec: QuestionSet, split: str) -> Iterator[Question | BadRow]:
     """Every row of the split: a question, or why it is none. DataError if the file is no CSV of PMC-VQA."""
+    yield from _read(spec, split, set())
+
+
+def stream(spec: QuestionSet, split: str) -> Iterator[Question | BadRow]:
+    """As `read`, without a memory of the ids: a row has its own index, whether an earlier one has it too or not."""
+    yield from _read(spec, split, None)
+
+
+def _read(spec: QuestionSet, split: str, used: set[str] | None) -> Iterator[Question | BadRow]:
     if spec.shuffle_options and not spec.options:
         raise DataError(
             f"{set_name(spec)}: dataset.shuffle_options=true has no effect with dataset.options=false; set one of them."
@@ -104,7 +113,6 @@ def read(spec: QuestionSet, split: str) -> Iterator[Question | BadRow]:
         try:
             at = _columns(path, next(rows, []))
             root = image_root(spec, _images(_place(spec), at))
-            used: set[str] = set()
             number, line = 0, rows.line_num + 1  # counted from 0, as by pandas and all who quote rows
             for row in rows:
                 if row:  # not a blank line, which nobody counts
@@ -153,12 +161,13 @@ def _images(place: Path, at: Columns) -> Path:
     return next((place / name for name in names if (place / name).is_dir()), place / published)
 
 
-def _id(row: list[str], at: Columns, place: str, used: set[str]) -> str:
+def _id(row: list[str], at: Columns, place: str, used: set[str] | None) -> str:
     """The row's index (one numbering over the splits) if no earlier row has it, else the `place` in its own file."""
     index = one_line(row[at.id]) if at.id is not None and len(row) == at.width else ""
-    if not index or index in used:
+    if not index or (used is not None and index in used):
         return place
-    used.add(index)
+    if used is not None:
+        used.add(index)
     return index
 
 

@@ -19,8 +19,8 @@ from vlmft.evaluation.protocols import PROTOCOLS
 from vlmft.evaluation.scores import score
 from vlmft.evaluation.table import print_comparisons, print_matches, print_scores, print_table
 from vlmft.lock import Locked, RunLock
-from vlmft.model_commands import ask, ask_options, export_model, export_options
 from vlmft.schema import AnswerStyle, BadRows, Eval, QuestionSet
+from vlmft.use.commands import ask, ask_options, export_model, export_options
 
 DEFAULT = Eval().protocols
 

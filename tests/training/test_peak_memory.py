@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from transformers import TrainerCallback
 
+from vlmft import worker
 from vlmft.chat.encode import Encoder
 from vlmft.data.training_split import training_questions
-from vlmft.hardware import decide
+from vlmft.evaluation import results
+from vlmft.hardware import Decisions, decide
 from vlmft.models.load import load_model, load_processor
 from vlmft.models.memory import resting
 from vlmft.models.shape import shape_of
@@ -75,3 +79,24 @@ def test_the_peak_is_told_once_and_of_the_second_step() -> None:
     short.on_train_end(None, None, None)
     assert told[1]["error"] == 0
     assert compared(1, 0)["error"] is None
+
+
+def test_on_a_gpu_the_estimate_is_said_at_the_start_and_compared_later(
+    composed: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = composed("model=tiny_glm41v", "dataset=demo_ct", "dataset.max_rows=24", "method.batch_size=4")
+    encoder = Encoder(load_processor(config.model), config.model.answer_style, {0, 7, 9})
+    rows = list(encoder.rows(training_questions(config.dataset, 0).train))
+    ready: Any = SimpleNamespace(
+        rows=SimpleNamespace(rows=rows), encoder=encoder, decisions=Decisions("cuda", "bfloat16", True, 2, False)
+    )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**9, 2 * 10**9))
+    with caplog.at_level("INFO", logger="vlmft.worker"):
+        (callback,) = worker._memory(config, ready, tmp_path)
+    assert "weights" in caplog.text and "of 2.0 GB" in caplog.text
+    callback.measure = lambda: callback.estimated * 2
+    callback.on_step_end(None, None, None)
+    callback.on_train_end(None, None, None)
+    assert results.read(tmp_path)["memory"]["error"] == -0.5
+    ready.decisions = Decisions("cpu", "float32", False, 2, False)
+    assert worker._memory(config, ready, tmp_path) == []

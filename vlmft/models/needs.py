@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vlmft.chat.encode import Row
 from vlmft.evaluation.batches import batches
-from vlmft.hardware import divisors, micro_batch
+from vlmft.hardware import Decisions, divisors, micro_batch
+from vlmft.models.load import load_config
 from vlmft.models.memory import MARGIN, Need, activations, choose, key_value_bytes, resting, sharded
-from vlmft.models.row_sizes import Batch, RowSizes, visual_tokens
+from vlmft.models.row_sizes import Batch, RowSizes, of_rows, visual_tokens
 from vlmft.models.shape import Shape, shape_of
 from vlmft.schema import Config, Device, Dtype
 
@@ -57,6 +58,13 @@ def types(config: Config) -> tuple[str, int]:
         loaded = "bfloat16" if config.method.peft is not None and not cpu else "float32"
         return loaded, 4 if cpu else 2
     return wanted.value, 2 if wanted is Dtype.bfloat16 else 4
+
+
+def of_run(config: Config, rows: Sequence[Row], image_token_id: int | None, decisions: Decisions) -> Need:
+    """What the training that `decisions` were made for needs of a GPU, by its largest micro-batch."""
+    model_config = load_config(config.model)
+    sizes = of_rows(rows, [], config.method, model_config.model_type, image_token_id, config.seed, "")
+    return Needs(model_config, sizes).step(config, decisions.micro_batch, decisions.gradient_checkpointing).need
 
 
 class Needs:

@@ -61,7 +61,7 @@ def _composed(model: str) -> Config:
     from vlmft.data.export import HYDRAS_OWN
 
     try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(Path(__file__).parents[1] / "conf")):
+        with initialize_config_dir(version_base="1.3", config_dir=str(Path(__file__).parents[2] / "conf")):
             return check(compose("config", [f"model={model}", "task=eval", HYDRAS_OWN]))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error

@@ -20,18 +20,27 @@ from vlmft.data.training_split import training_questions
 from vlmft.evaluation.generate import answer_all, generate
 from vlmft.hardware import decide
 from vlmft.models.adapters import is_adapter, load_adapter
-from vlmft.models.load import freeze, load_model, load_processor, part_of
+from vlmft.models.load import freeze, load_model, load_processor, part_of, stop_ids
 from vlmft.schema import AnswerStyle, Config, Generation, Model
 from vlmft.training import sft
 from vlmft.training.callbacks import checksums
 
-FAMILIES = ("glm41v", "glm41v_base", "glm45v", "qwen3vl")
-END = {"glm41v": "<|user|>", "glm41v_base": "<|user|>", "glm45v": "<|user|>", "qwen3vl": "<|im_end|>"}
+FAMILIES = ("glm41v", "glm41v_base", "glm45v", "qwen3vl", "llama32_vision", "deepseek_r1")
+TEXT_ONLY = ("deepseek_r1",)
+TILED = ("llama32_vision",)  # its text has one token for a picture of any size
+END = {"glm41v": "<|user|>", "glm41v_base": "<|user|>", "glm45v": "<|user|>", "qwen3vl": "<|im_end|>",
+       "llama32_vision": "<|eot_id|>", "deepseek_r1": "<｜end▁of▁sentence｜>"}  # fmt: skip
 SAID = {  # of a turn with a thought, and of one without
     AnswerStyle.plain: ("no", "no"),
     AnswerStyle.answer: ("<answer>no</answer>", "<answer>no</answer>"),
     AnswerStyle.think: ("<think>It is blue.</think>\nno", "<think></think>\nno"),
     AnswerStyle.think_answer: ("<think>It is blue.</think><answer>no</answer>", "<answer>no</answer>"),
+}
+SAID_AFTER_THINK = {  # where the template begins every answer with a thought
+    AnswerStyle.plain: ("\n</think>\n\nno", "\n</think>\n\nno"),
+    AnswerStyle.answer: ("\n</think>\n\n<answer>no</answer>", "\n</think>\n\n<answer>no</answer>"),
+    AnswerStyle.think: ("It is blue.\n</think>\n\nno", "\n</think>\n\nno"),
+    AnswerStyle.think_answer: ("It is blue.\n</think>\n\n<answer>no</answer>", "\n</think>\n\n<answer>no</answer>"),
 }
 QUICK = ("dataset=demo_ct", "dataset.max_rows=40", "method.trainer.max_steps=4", "method.trainer.learning_rate=1e-3",
          "method.trainer.warmup_steps=0", "method.batch_size=8", "hardware=cpu")  # fmt: skip
@@ -44,7 +53,8 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def config(family: str, composed: Callable[..., Config]) -> Callable[..., Config]:
-    return lambda *overrides: composed(f"model=tiny_{family}", *QUICK, *overrides)
+    blind = ["dataset.images=ignore"] if family in TEXT_ONLY else []
+    return lambda *overrides: composed(f"model=tiny_{family}", *QUICK, *blind, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +66,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def encoder_for(config: Config, style: AnswerStyle | None = None) -> tuple[Any, Encoder]:
     model = load_model(config.model, "float32")
-    stop = model.generation_config.eos_token_id
-    return model, Encoder(load_processor(config.model), style or config.model.answer_style, stop)
+    return model, Encoder(load_processor(config.model), style or config.model.answer_style, stop_ids(config.model))
 
 
 def trained(encoder: Encoder, rows: list[Row]) -> list[str]:
@@ -75,18 +84,24 @@ def test_the_loss_is_on_the_answers_and_their_ends_only(
     style: AnswerStyle, family: str, config: Callable[..., Config], picture: str
 ) -> None:
     _, encoder = encoder_for(config(), style)
-    thought, bare = SAID[style]
+    thought, bare = (SAID_AFTER_THINK if encoder.think_prefilled else SAID)[style]
+    assert encoder.think_prefilled is (family == "deepseek_r1")
+    shown = () if family in TEXT_ONLY else (picture,)
     turns = (Turn("Is it red?", "no", "It is blue."), Turn("Is it green?", "no"))
     for asked, said in ((turns[:1], [thought]), (turns[1:], [bare]), (turns, [thought, bare])):
-        question = Question("q", "set", (picture,), asked, "closed")
+        question = Question("q", "set", shown, asked, "closed")
         rows = encoder.train_rows(question)
         assert trained(encoder, rows) == [text + END[family] for text in said]
         prompt = encoder.prompt_row(question).input_ids
         assert rows[-1].input_ids[: len(prompt)] == prompt, "training starts from what generation starts from"
 
 
-def test_image_tokens_are_counted_as_the_family_counts_them(config: Callable[..., Config], picture: str) -> None:
+def test_image_tokens_are_counted_as_the_family_counts_them(
+    family: str, config: Callable[..., Config], picture: str
+) -> None:
     """P pixels are P pixels in every family, and headers give what the processor gives from the pixels."""
+    if family in TEXT_ONLY + TILED:
+        pytest.skip("it refuses pixel limits: tests/models/test_llama.py")
     chosen = config("model.min_pixels=784", "model.max_pixels=50176")
     _, encoder = encoder_for(chosen)
     side = 2 * encoder.processor.image_processor.patch_size
@@ -135,7 +150,7 @@ def greedy(model: Any, encoder: Encoder, config: Config) -> list[str]:
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_what_should_move_moves_and_what_was_saved_answers_alike(
-    method: str, config: Callable[..., Config], tmp_path: Path
+    method: str, family: str, config: Callable[..., Config], tmp_path: Path
 ) -> None:
     chosen = config(f"method={method}")
     model, encoder, before = train(chosen, tmp_path)
@@ -154,13 +169,16 @@ def test_what_should_move_moves_and_what_was_saved_answers_alike(
         assert {name: weight.shape for name, weight in saved.items()} == {
             name: weight.shape for name, weight in base.items()
         }, "the names and shapes of the base repository"
-        assert encoder.processor.image_processor.size == load_processor(folder).image_processor.size
+        if family not in TEXT_ONLY:
+            assert encoder.processor.image_processor.size == load_processor(folder).image_processor.size
     assert greedy(reloaded, encoder, chosen) == said
     assert any(said), "and the texts say something"
 
 
 @pytest.mark.parametrize("part", ["vision", "projector", "llm"])
-def test_a_frozen_part_stays(part: str, config: Callable[..., Config], tmp_path: Path) -> None:
+def test_a_frozen_part_stays(part: str, family: str, config: Callable[..., Config], tmp_path: Path) -> None:
+    if family in TEXT_ONLY:
+        pytest.skip("it has one part only")
     chosen = config("method=full", f"model.freeze.{part}=true", "method.trainer.max_steps=3")
     model, encoder = encoder_for(chosen)
     freeze(model, **vars(chosen.model.freeze))
@@ -189,13 +207,14 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(
     assert all(torch.equal(once[name], again[name]) for name in once)
 
 
-def test_lora_stays_in_the_language_model(config: Callable[..., Config]) -> None:
+def test_lora_stays_in_the_language_model(family: str, config: Callable[..., Config]) -> None:
     from peft import get_peft_model
 
     chosen = config("method=lora")
     adapted = get_peft_model(load_model(chosen.model, "float32"), sft.lora_config(chosen.method, chosen.model))
     touched = {name.split(".lora_A")[0] for name, _ in adapted.named_parameters() if "lora_A" in name}
-    assert touched and all("language_model.layers" in name for name in touched)
+    inside = "model.layers" if family in TEXT_ONLY else "language_model.layers"
+    assert touched and all(inside in name for name in touched)
     kinds = {name.rsplit(".", 1)[1] for name in touched}
     experts = "glm45v" in chosen.model.name
     assert kinds >= {"q_proj", "k_proj", "v_proj", "o_proj"} | (set() if experts else {"down_proj"})

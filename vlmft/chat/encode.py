@@ -140,7 +140,7 @@ class Encoder:
         found = ids.count(self.image_token_id) if self.image_token_id is not None else 0
         if pictures and self.image_token is None:
             raise DataError(
-                f"question {question.id} of {question.set} shows {len(pictures)} images, but this model reads text "
+                f"question {question.id} of {question.set} shows pictures, but this model reads text "
                 "only; dataset.images=ignore asks without the pictures (of a set that is only evaluated: "
                 f"eval.sets.{question.set}.images=ignore)."
             )

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _LIBRARIES = ("pillow", "torch", "torchvision", "transformers")  # each may decode or resize otherwise one day
 _SHAPE = ("patch_size", "merge_size", "temporal_patch_size")
+_DIGESTS = 100_000  # paths whose content is remembered: a streamed set has any number of them
 _GRID_BYTES, _SUM_BYTES = 24, 4
 
 Patches = tuple[torch.Tensor, torch.Tensor]  # uint8 (N, channels·patch_size²), and the grid: t, h, w, int64 (3,)
@@ -76,6 +77,8 @@ class ImageCache:
             if (size, changed) != (facts.st_size, facts.st_mtime_ns):
                 with open(path, "rb") as file:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()
+                if len(self._digests) >= _DIGESTS:
+                    self._digests.clear()
                 self._digests[path] = (facts.st_size, facts.st_mtime_ns, digest)
         except OSError as error:
             raise DataError(f"{path} cannot be decoded: {error}") from error

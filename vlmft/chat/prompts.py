@@ -20,8 +20,8 @@ def target(turn: Turn, style: AnswerStyle, think_prefilled: bool = False) -> str
     """
     if think_prefilled:
         thinks = style in (AnswerStyle.think, AnswerStyle.think_answer)
-        tagged = style in (AnswerStyle.answer, AnswerStyle.think_answer)
-        answer = f"<answer>{turn.answer}</answer>" if tagged else turn.answer
+        in_tags = style in (AnswerStyle.answer, AnswerStyle.think_answer)
+        answer = f"<answer>{turn.answer}</answer>" if in_tags else turn.answer
         return f"{(turn.thought or '') if thinks else ''}\n</think>\n\n{answer}"
     if style is AnswerStyle.plain:
         return turn.answer

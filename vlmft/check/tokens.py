@@ -105,7 +105,7 @@ def _answers(part: Part, encoder: Encoder, new_tokens: int) -> list[Finding]:
         length, back, read = said[key]
         if part.use == TEST and length > new_tokens:
             cut.append(f"{where(question)}: {length} tokens")
-        if back != target(turn, encoder.style):
+        if back != target(turn, encoder.style, encoder.think_prefilled):
             changed.append(f"{where(question)}: {turn.answer!r} becomes {back!r}")
         elif read.strip() != turn.answer.strip():
             misread.append(f"{where(question)}: {turn.answer!r} is read as {read!r}")

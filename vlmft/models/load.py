@@ -37,8 +37,25 @@ def load_processor(model: Model) -> Any:
         )
     except OSError as error:
         raise _not_found(model, error) from error
+    refuse_lossy_tokenizer(getattr(processor, "tokenizer", processor), model.path)
     limit_pixels(processor, model.min_pixels, model.max_pixels)
     return processor
+
+
+def refuse_lossy_tokenizer(tokenizer: Any, path: str) -> None:
+    """Raise DataError for a tokenizer that loses spaces or line ends.
+
+    Repositories like DeepSeek-R1-Distill-Llama's name another class than their byte-level tokenizer has, and some
+    releases of transformers believe them (transformers#45488).
+    """
+    text = "Is it\nthe left one"
+    given_back = tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids)
+    if given_back.split() != text.split() or "\n" not in given_back:
+        raise DataError(
+            f"{path}: its tokenizer, loaded as {type(tokenizer).__name__}, turns {text!r} into {given_back!r}. Write "
+            '"tokenizer_class": "TokenizersBackend" into tokenizer_config.json of a copy, or take another release of '
+            "transformers"
+        )
 
 
 def limit_pixels(processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
@@ -48,7 +65,12 @@ def limit_pixels(processor: Any, min_pixels: int | None, max_pixels: int | None)
     image_processor: Any = getattr(processor, "image_processor", None)
     size = dict(getattr(image_processor, "size", None) or {})
     if not {"shortest_edge", "longest_edge"} <= size.keys():
-        raise DataError(f"model.min_pixels and max_pixels: {type(processor).__name__} does not resize by pixels")
+        does = "reads no pictures" if image_processor is None else "does not resize by pixels"
+        if tiles := getattr(image_processor, "max_image_tiles", None):
+            does = f"cuts pictures into up to {tiles} tiles of {size['height']}x{size['width']} pixels instead"
+        raise DataError(
+            f"model.min_pixels and max_pixels: {type(processor).__name__} {does}; leave both at null for this model"
+        )
     name = type(image_processor).__name__
     frames = image_processor.temporal_patch_size if name.startswith(_PIXELS_PER_FRAME_FAMILIES) else 1
     low = size["shortest_edge"] if min_pixels is None else frames * min_pixels
@@ -97,7 +119,9 @@ def load_model(model: Model, dtype: str, quantization: dict[str, Any] | None = N
     would be random without a word.
     """
     import torch
-    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+    from transformers import AutoModelForImageTextToText
+
+    from vlmft.models import quantized
 
     common: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     config = load_config(model)
@@ -106,7 +130,7 @@ def load_model(model: Model, dtype: str, quantization: dict[str, Any] | None = N
         if hasattr(getattr(config, "vision_config", None), "temporal_patch_size"):
             refuse_slow_conv3d(version("torch"))
         if quantization:
-            common["quantization_config"] = BitsAndBytesConfig(**quantization)
+            common["quantization_config"] = quantized.settings(quantization)
         loaded, report = loader.from_pretrained(
             source(model),
             config=config,
@@ -125,7 +149,41 @@ def load_model(model: Model, dtype: str, quantization: dict[str, Any] | None = N
             f"{model.path} lacks {len(missing)} weights of {type(loaded).__name__}, such as {', '.join(missing[:3])}: "
             "it is not a whole checkpoint of this architecture"
         )
+    if quantization:
+        quantized.same_in_training_and_evaluation(loaded)
+    if config.model_type == "mllama":
+        see_own_pictures_only(loaded)
     return loaded
+
+
+def see_own_pictures_only(model: Any) -> None:
+    """Make every row of a batch give what it gives alone, though others have more pictures.
+
+    In transformers' Mllama, tokens that see no picture (those before the first one, and all of a row without any)
+    attend to every place for pictures that the batch has, empty ones too (transformers#39379). Here these are hidden
+    from the former, and zero to the latter, which adds nothing. Rows alone, or with as many, are left as they are.
+    """
+    import torch
+
+    tiles = model.config.vision_config.max_num_tiles
+
+    def hide_empty_places(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        states, mask = kwargs.get("cross_attention_states"), kwargs.get("cross_attention_mask")
+        if states is None or mask is None:  # no pictures, or in the cache
+            return None
+        place = tiles * states.shape[-2]
+        seen = ((mask == 0) & kwargs["full_text_row_masked_out_mask"].bool()).any(2)  # by any token: (B, 1, keys)
+        filled = seen.view(len(mask), -1, place).any(-1)
+        if filled.all():
+            return None
+        keys = filled.repeat_interleave(place, dim=1)
+        hidden = ~keys & keys.any(1, keepdim=True)
+        return args, kwargs | {
+            "cross_attention_states": states * keys.view(*states.shape[:2], 1),
+            "cross_attention_mask": mask.masked_fill(hidden[:, None, None], torch.finfo(mask.dtype).min),
+        }
+
+    model.model.language_model.register_forward_pre_hook(hide_empty_places, with_kwargs=True)
 
 
 def refuse_slow_conv3d(torch_version: str) -> None:

@@ -12,12 +12,18 @@ from pathlib import Path
 
 from vlmft.errors import DataError
 from vlmft.files import read_json, whole_folder, write_json
-from vlmft.models.tiny import glm, qwen
+from vlmft.models.tiny import glm, llama, qwen
 
 # A twin is a function of this number and of torch's generator; raise it whenever what is written changes.
 RECIPE = 2
 _SPREAD = 0.08  # of the weights; at the usual 0.02 so small a model barely learns
-WRITERS = {"glm41v": glm.write_glm41v, "glm45v": glm.write_glm45v, "qwen3vl": qwen.write_qwen3vl}
+WRITERS = {
+    "glm41v": glm.write_glm41v,
+    "glm45v": glm.write_glm45v,
+    "qwen3vl": qwen.write_qwen3vl,
+    "llama32_vision": llama.write_llama32_vision,
+    "deepseek_r1": llama.write_deepseek_r1,
+}
 
 
 def write_tiny(kind: str, folder: str | os.PathLike[str]) -> Path:

@@ -10,6 +10,9 @@ VENV := .venv/.stamp-venv
 DEMO := .venv/.stamp-demo
 TEST := .venv/.stamp-test
 
+# A file of tests to each core: tiny models gain nothing from several threads, which would only wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 # Modules found through PYTHONPATH would hide the installed ones.
 unexport PYTHONPATH
 
@@ -23,11 +26,11 @@ demo: $(DEMO)  ## install, then train and evaluate a tiny model on made-up pictu
 	$(PY) train.py experiment=demo
 
 test: lint  ## install, lint, and run the quick tests
-	$(PY) -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 # pytest ends with 5 where no test is marked slow.
 test-slow: $(TEST)  ## install, and run the tests that train tiny models
-	$(PY) -m pytest -m slow || [ $$? -eq 5 ]
+	$(PYTEST) -m slow || [ $$? -eq 5 ]
 
 bench: $(TEST)  ## measure the speed claims of the README against their opponents
 	$(PY) benchmarks/packing.py

@@ -38,3 +38,9 @@ def test_encoding_is_faster_than_row_by_row_in_little_memory() -> None:
     found = measured("encoding.py", "--rows", "4000", "--sample", "1000")["pmc_vqa"]
     assert found["rows"] == 4000 and found["encode_ratio"] >= 2
     assert found["peak_gb"] - found["libraries_gb"] < 0.2
+
+
+@pytest.mark.slow
+def test_streaming_a_file_takes_no_memory_for_its_rows() -> None:
+    found = measured("streaming.py", "--rows", "20000", "--whole", "20000")["streamed"]
+    assert found["rows"] == 20_000 and found["growth_mb"] < 20 < found["whole_mb"]

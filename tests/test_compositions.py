@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import cycle, product
+import copy
+from collections.abc import Callable
+from itertools import product
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 from tests.conftest import ROOT
+from vlmft.config_check import check
 from vlmft.schema import Config, Task
 
 OPTIONS = {group: sorted(f.stem for f in (ROOT / "conf" / group).glob("*.yaml")) for group in
            ("model", "dataset", "method", "hardware", "eval", "experiment")}  # fmt: skip
+PAIRED = (("model", "method"), ("dataset", "eval"))
 
 
-def pairs() -> Iterator[tuple[str, str, str, str]]:
-    """Every model with every method and every dataset with every eval, in as few compositions as that takes."""
-    left = list(product(OPTIONS["model"], OPTIONS["method"]))
-    right = list(product(OPTIONS["dataset"], OPTIONS["eval"]))
-    for (model, method), (dataset, evaluated) in zip(cycle(left), right, strict=False):
-        yield model, dataset, method, evaluated
+def test_every_pair_of_presets_passes_the_check() -> None:
+    """Every model with every method, and every dataset with every eval.
 
-
-def test_every_pair_of_presets_composes(composed: Callable[..., Config]) -> None:
-    seen = set()
-    for choice in pairs():
-        axes = dict(zip(("model", "dataset", "method", "eval"), choice, strict=True))
-        config = composed(*(f"{axis}={option}" for axis, option in axes.items()))
-        assert {axis: getattr(config, axis).name for axis in axes} == axes
-        seen |= {(axes["model"], axes["method"]), (axes["dataset"], axes["eval"])}
-    assert len(seen) == 8 * 2 + 9 * 7
+    Hydra composes each option once. It merges no two groups into one node, so a pair of them is what either option made
+    of its own node; only the check looks at both.
+    """
+    composed: dict[str, dict[str, DictConfig]] = {group: {} for pair in PAIRED for group in pair}
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        for number in range(max(len(OPTIONS[group]) for group in composed)):
+            choice = {group: OPTIONS[group][number % len(OPTIONS[group])] for group in composed}
+            cfg = compose("config", [f"{group}={option}" for group, option in choice.items()])
+            for group, option in choice.items():
+                composed[group][option] = cfg[group]
+    cfg, seen = copy.deepcopy(cfg), set()
+    for pair in PAIRED:
+        for options in product(*(OPTIONS[group] for group in pair)):
+            for group, option in zip(pair, options, strict=True):
+                cfg[group] = composed[group][option]
+            config = check(cfg)
+            assert tuple(getattr(config, group).name for group in pair) == options
+            seen.add((pair, options))
+    sizes = {group: len(options) for group, options in OPTIONS.items()}
+    assert sizes["model"] >= 12 and sizes["method"] >= 4 and sizes["dataset"] >= 19 and sizes["eval"] >= 10
+    assert len(seen) == sizes["model"] * sizes["method"] + sizes["dataset"] * sizes["eval"]
 
 
 @pytest.mark.parametrize("hardware", OPTIONS["hardware"])
@@ -44,7 +57,7 @@ def test_an_experiment_says_its_command_and_composes(experiment: str, composed: 
     assert lines[0] == "# @package _global_"
     assert lines[1].startswith(f"# python train.py experiment={experiment}")
     config = composed(f"experiment={experiment}")
-    assert config.model.name and (config.dataset.name or config.task is Task.eval)
+    assert config.model.name and (config.dataset.name or config.stages or config.task is Task.eval)
 
 
 def test_every_key_of_a_set_is_there_for_evaluation_too(composed: Callable[..., Config]) -> None:

@@ -31,6 +31,7 @@ def name(composed: Composed, *overrides: str) -> str:
         "dataset.normalize_terms=true", "dataset.sets.demo_ct.percent=50", "dataset.sets.demo_ct.language=en",
         "method=full", "method.batch_size=8", "method.max_row_tokens=100", "method.peft.r=4",
         "method.trainer.learning_rate=1", "method.trainer.num_train_epochs=1", "method.trainer.max_steps=5",
+        "method.learning_rates.vision=1e-5", "method.learning_rates.projector=1e-5",
     ],
 )  # fmt: skip
 def test_what_decides_the_weights_changes_the_name(override: str, composed: Composed) -> None:
@@ -45,7 +46,7 @@ def test_what_decides_the_weights_changes_the_name(override: str, composed: Comp
         "paths.outputs=/elsewhere", "tracking.wandb=true", "method.trainer.logging_steps=1",
         "method.trainer.save_steps=7", "method.trainer.dataloader_num_workers=2",
         "dataset.max_test_rows=5", "dataset.normalize_terms=false", "eval.closed=likelihood", "eval.ablations=[blank]",
-        "eval.debug_matches=3",
+        "eval.debug_matches=3", "method.learning_rates.vision=null", "init_from=null",
     ],
 )  # fmt: skip
 def test_what_does_not_leaves_it(override: str, composed: Composed) -> None:

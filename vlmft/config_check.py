@@ -18,7 +18,8 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from vlmft import library_keys
+from vlmft import library_keys, method_check
+from vlmft.data import samples, stream
 from vlmft.errors import ConfigError, DataError
 from vlmft.evaluation.ablations import PASSES
 from vlmft.evaluation.protocols import PROTOCOLS
@@ -33,7 +34,10 @@ _DEBUG_TEST_ROWS = 8
 
 
 def check(cfg: DictConfig) -> Config:
-    """The composed config as typed objects. Raises ConfigError listing everything that is wrong with it."""
+    """The composed config as typed objects; with `samples=true` its sets are then the drawn ones.
+
+    Raises ConfigError listing everything that is wrong with it, and DataError where a sample cannot be drawn.
+    """
     problems = [*_unknown_keys(cfg, "")]
     try:
         config: Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
@@ -50,6 +54,8 @@ def check(cfg: DictConfig) -> Config:
         problems += [f"stages.{name}: {problem}" for problem in own if problem not in wrong]
     if problems:
         raise ConfigError("\n".join(problems))
+    if config.samples:
+        samples.take_place(config)
     return _debug(config) if config.debug else config
 
 
@@ -59,6 +65,7 @@ def _wrong_values(config: Config) -> Iterable[str]:
         micro_batch(config.method.batch_size, config.hardware.micro_batch, ranks=1, cuda=False)
     except DataError as error:
         yield str(error)
+    yield from method_check.problems(config)
     if config.method.max_questions_per_row < 1:
         yield f"method.max_questions_per_row={config.method.max_questions_per_row} should be at least 1"
     if config.method.packing is Packing.image and config.method.trainer.get("router_aux_loss_coef"):
@@ -67,12 +74,13 @@ def _wrong_values(config: Config) -> Iterable[str]:
         if rate is not None and getattr(config.model.freeze, part):
             yield f"method.learning_rates.{part}={rate:g}: model.freeze.{part}=true leaves nothing there to learn"
         elif rate is not None and not 0 < rate < math.inf:
-            yield f"method.learning_rates.{part}={rate:g} should be above 0; model.freeze.{part}=true stops its learning"
+            yield f"method.learning_rates.{part}={rate:g} should be above 0; to stop its learning: model.freeze.{part}"
     if config.stages and config.dataset.name:
         yield (
             f"stages and dataset={config.dataset.name}: the stages {', '.join(config.stages)} are what is trained on; "
             "leave dataset=… out, or add it as a stage, +dataset@stages.NAME=…"
         )
+    yield from stream.problems(config.dataset)
     if config.dataset.sets:
         for field in dataclasses.fields(QuestionSet):
             if field.name not in _OF_A_MIXTURE and getattr(config.dataset, field.name) != _default(field):

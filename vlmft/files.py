@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 def cache_folder() -> Path:
@@ -49,11 +49,18 @@ def _digest(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `path` whole: under a temporary name beside it, flushed to disk, then renamed."""
+    """Write `path` whole, as `whole_file` does."""
+    with whole_file(path) as file:
+        file.write(text)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """A file to write, under a temporary name; at the end it is flushed to disk and becomes `path` in one step."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -18,12 +18,15 @@ from vlmft.errors import DataError
 from vlmft.evaluation import terms
 from vlmft.files import file_digests
 from vlmft.library_keys import weights_fields
+from vlmft.models import adapters
 from vlmft.models.tiny import RECIPE
 from vlmft.schema import Closed, Config, Dataset, Eval, Method, Model, Packing, QuestionSet
 
 # Of a set, beside its rows, their language and number.
 _READING = ("tasks", "modalities", "images", "include", "box_space", "options", "shuffle_options", "reasoning",
             "max_knowledge_words")  # fmt: skip
+# Of a trained folder, what only tells of the training. The rest decides what a model says, or how it is asked.
+_BESIDE = {"training_args.bin", "trainer_state.json", "optimizer.pt", "scheduler.pt", "complete.json", "README.md"}
 
 
 def digest(value: Any) -> str:
@@ -41,6 +44,8 @@ def run_name(config: Config) -> str:
         "debug": config.debug,
         "seed": config.seed,
     }
+    if config.init_from:
+        decides["init_from"] = weights_fingerprint(weights_folder(config.init_from))
     return f"{config.model.name}-{config.dataset.name}-{config.method.name}-s{config.seed}-{digest(decides)}"
 
 
@@ -80,6 +85,8 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
     }
     if dataset.normalize_terms:
         facts["normalize_terms"] = terms.digest()
+    if dataset.streaming:  # in another order, so the weights are others
+        facts["streaming"] = dataset.buffer_size
     for name, member in training_sets(dataset).items():
         facts[name] = {
             "rows": load.fingerprint(member, "train"),
@@ -102,6 +109,8 @@ def reading(spec: QuestionSet) -> dict[str, Any]:
 def method_facts(method: Method) -> dict[str, Any]:
     """What of the method decides the weights; TRL's fields by the committed list."""
     deciding = weights_fields("SFTConfig", method.trainer)
+    rates = {part: rate for part, rate in vars(method.learning_rates).items() if rate is not None}
+    early = vars(method.early_stopping) if method.early_stopping.patience is not None else {}
     return {
         "batch_size": method.batch_size,
         # How many questions share a row decides which come in one step.
@@ -111,6 +120,8 @@ def method_facts(method: Method) -> dict[str, Any]:
         "trainer": {key: value for key, value in method.trainer.items() if key in deciding},
         "peft": method.peft,
         "quantization": method.quantization,
+        **({"learning_rates": rates} if rates else {}),
+        **({"early_stopping": early} if early else {}),
     }
 
 
@@ -137,3 +148,36 @@ def folder_fingerprint(folder: Path) -> str:
     for name, content in zip(names, file_digests([folder / name for name in names]), strict=True):
         total.update(f"{name} {content}\n".encode())
     return total.hexdigest()[:16]
+
+
+def weights_folder(init_from: str) -> Path:
+    """Where the weights lie that `init_from` names: `final/` of a run, or the folder of an adapter or model itself.
+
+    Raises DataError where it is none of these, and for a run that has trained nothing, or is not done with it.
+    """
+    folder = Path(init_from).expanduser()
+    if (folder / "config.yaml").is_file():
+        if (folder / "final").is_dir():
+            return folder / "final"
+        raise DataError(
+            f"init_from: {folder} has no final/: its training is not done, or it holds only scores. Start its own "
+            "command again until it is done, or name another run, an adapter or a model folder"
+        )
+    if adapters.is_adapter(folder) or (folder / "config.json").is_file():
+        return folder
+    raise DataError(
+        f"init_from: {folder} is no run directory with a trained model in final/, no adapter folder "
+        f"({adapters.CONFIG}) and no model folder (config.json)"
+    )
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """16 hex digits of what the weights in a folder are and how they are asked, wherever they and their base lie."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in _BESIDE]
+    files = [path for path in files if not path.name.startswith(("rng_state", "."))]
+    content = dict(zip((path.name for path in files), file_digests(files), strict=True))
+    if adapters.CONFIG in content:
+        said = json.loads((folder / adapters.CONFIG).read_text(encoding="utf-8"))
+        said = {key: sorted(value) if isinstance(value, list) else value for key, value in said.items()}  # sets
+        content[adapters.CONFIG] = digest({key: said[key] for key in said if key != "base_model_name_or_path"})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -22,13 +22,18 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def record_attempt(run: Path, fingerprints: dict[str, str], model: Path | None) -> None:
-    """Add this start of the run to its provenance; `model` is the folder that the base model lies in."""
+def record_attempt(
+    run: Path, fingerprints: dict[str, str], model: Path | None, init_from: dict[str, Any] | None = None
+) -> None:
+    """Add this start of the run to its provenance; `model` is the folder that the base model lies in, and `init_from`
+    says of the weights that training starts from where they lie, which they are and what run made them."""
     found = read_json(run / "provenance.json") or {
         "datasets": fingerprints, "model": None, "decided": None, "attempts": []
     }  # fmt: skip
     if model and model.parent.name == "snapshots":  # the Hub's cache names a snapshot by its commit
         found["model"] = {"commit": model.name}
+    if init_from:
+        found["init_from"] = init_from
     found["attempts"].append(
         {
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -9,13 +9,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from vlmft import status, sweep
+from vlmft import plan, status, sweep
+from vlmft.check import preflight
 from vlmft.config_check import check, require
 from vlmft.data.load import fingerprint, source
 from vlmft.data.mixture import training_sets
@@ -32,6 +33,7 @@ from vlmft.identity import base_name, run_name
 from vlmft.lock import Locked, RunLock
 from vlmft.provenance import record_attempt
 from vlmft.schema import Config, Eval, Task
+from vlmft.training import init_from
 
 SHOWN_MATCHES = 5  # of each set, with eval.debug_matches=true
 
@@ -40,29 +42,56 @@ def run(cfg: DictConfig) -> None:
     """Do what the composed config asks for. What is wrong is told on stderr, and by the exit code of the command."""
     try:
         config = check(sweep.as_launched(cfg))
+        if config.samples:
+            place = Path(config.paths["cache"]) / "samples"
+            print(f"samples   small drawn sets stand in for the published ones: {place}", flush=True)
+        if (job := sweep.this_job()) and config.tracking.group is None:
+            config.tracking.group = job[0].name  # the worker knows of no sweep
         if config.task is Task.fetch:
             _fetch(config)
+        elif config.task is Task.plan:
+            for stage in init_from.stages(config).values():
+                plan.start(stage)
+        elif config.task is Task.check:
+            for stage in init_from.stages(config).values():
+                _check(stage)
         elif config.task is Task.eval and (config.runs or config.models_dir or config.init_from):
             _evaluate_runs(config)
-        elif config.init_from or config.models_dir:
-            key = "init_from" if config.init_from else "models_dir"
-            raise ConfigError(f"{key} belongs to task=eval; nothing is trained from it yet")
+        elif config.models_dir:
+            raise ConfigError("models_dir belongs to task=eval; training starts from one of its folders: init_from=…")
+        elif config.task is Task.dry_run:
+            for stage in init_from.stages(config).values():
+                _dry_run(stage)
         else:
-            require(config, *(["model"] if config.task is Task.eval else ["model", "dataset", "method"]))
-            try:
-                _one_run(config)
-                if config.eval.baseline and config.task is Task.train:
-                    _baseline(config)
-            finally:
-                sweep.report_of_this_job()
+            _in_stages(config)
     except (ConfigError, DataError, RunFailed) as error:
         fail(error)
+
+
+def _in_stages(config: Config) -> None:
+    """The run that the config names; with stages one for each, which starts from the weights of the one before."""
+    folders: list[Path] = []
+    stages = init_from.stages(config)
+    for number, (name, stage) in enumerate(stages.items(), 1):
+        require(stage, *(["model"] if config.task is Task.eval else ["model", "dataset", "method"]))
+        if name:
+            print(f"stage     {number} of {len(stages)}: {name}", flush=True)
+        if folders and config.task is Task.train:
+            stage = replace(stage, init_from=str(folders[-1]))
+        try:
+            folders.append(_one_run(stage, name))
+            if config.eval.baseline and config.task is Task.train:
+                _baseline(stage)
+        finally:
+            sweep.report_of_this_job()
+    if len(set(folders)) > 1 and not sweep.this_job():
+        print(f"together  vlmft report {' '.join(map(str, folders))}")
 
 
 def _baseline(config: Config) -> None:
     """The scores of the model as it is, on the same sets; another job of a sweep may be at them already."""
     try:
-        _one_run(replace(config, task=Task.eval, force=False))
+        _one_run(replace(config, task=Task.eval, init_from=None, force=False))
     except RunFailed as failed:
         if not isinstance(failed.__cause__, Locked):
             raise
@@ -72,15 +101,46 @@ def _baseline(config: Config) -> None:
 def _fetch(config: Config) -> None:
     """Bring the chosen model and sets here, and look them through."""
     model = config.model if config.model.name else None
-    sets = chosen_sets(config.eval, config.dataset) | training_sets(config.dataset)
+    datasets = [stage.dataset for stage in init_from.stages(config).values()]
+    sets = {name: spec for dataset in datasets for name, spec in training_sets(dataset).items()}
+    sets |= chosen_sets(config.eval, config.dataset)
     if not model and not sets:
         raise ConfigError("task=fetch: nothing is chosen; name a model=… or a dataset=… (or both, or eval=…)")
     make_ready(model, [(spec, split) for spec in sets.values() for split in source(spec).splits(spec)], again=True)
     look_through(model, sets.values())
 
 
-def _one_run(config: Config) -> None:
-    """Skip, resume or begin the run that the config names."""
+def _dry_run(config: Config) -> None:
+    """Try the run for five steps, in a folder that goes again whatever happens."""
+    require(config, "model", "dataset", "method")
+    sets = [(spec, "train") for spec in training_sets(config.dataset).values()]
+    sets += [(spec, "test") for spec in chosen_sets(config.eval, config.dataset).values()]
+    make_ready(init_from.base(config), sets)
+    with tempfile.TemporaryDirectory(prefix="vlmft-dry-run-") as scratch:
+        folder = Path(scratch)
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+        try:
+            _work([folder], ["-m", "vlmft.dry_run", scratch], config)
+        except RunFailed as failed:
+            error = status.read(folder).get("error")
+            raise RunFailed(f"failed    dry run: {error or failed}") from failed  # its log goes with the folder
+
+
+def _check(config: Config) -> None:
+    """Look at every row of the chosen sets as the chosen model would read it."""
+    require(config, "model")
+    sets = [(spec, "test") for spec in chosen_sets(config.eval, config.dataset).values()]
+    sets += [(spec, "train") for spec in training_sets(config.dataset).values()]
+    if not sets:
+        raise ConfigError("task=check: nothing is chosen; name a dataset=… (or eval=…)")
+    with suppress(DataError):  # what is still missing is one of the findings
+        make_ready(None, sets)
+    preflight.check(config)
+
+
+def _one_run(config: Config, stage: str = "") -> Path:
+    """Skip, resume or begin the run that the config names, and return its folder; `stage` is its name among others."""
+    start, model = init_from.start(config), init_from.base(config)
     sets = chosen_sets(config.eval, config.dataset)
     if config.task is Task.eval and not sets:
         raise ConfigError("task=eval: no set to evaluate on; choose eval=… or a dataset whose test split to use")
@@ -96,12 +156,12 @@ def _one_run(config: Config) -> None:
     except DataError:
         train = training_sets(config.dataset) if config.task is Task.train else {}
         needed = [(spec, "train") for spec in train.values()] + [(spec, "test") for spec in sets.values()]
-        make_ready(config.model, needed)  # or say everything that is missing
+        make_ready(model, needed)  # or say everything that is missing
         folder, hashes = identified()
     if config.task is Task.train:
-        sweep.found(folder, config)
+        sweep.found(folder, config, stage)
     if not folder.is_dir():
-        make_ready(config.model, [])  # before anything is made
+        make_ready(model, [])  # before anything is made
     with _locked(folder) as lock:
         if config.force and folder.exists():
             aside = folder.with_name(f"{folder.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -110,10 +170,13 @@ def _one_run(config: Config) -> None:
         trained = config.task is Task.eval or (folder / "final").is_dir()
         generate, rescore = results.pending(folder, hashes, config.eval.protocols)
         if not (trained and not generate and results.read(folder)["state"] == "done"):
-            make_ready(config.model, [])  # a run that is done did not need it until now
+            make_ready(model, [])  # a run that is done did not need it until now
+            if config.check and not trained:
+                preflight.before_training(config)
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
-            record_attempt(folder, _fingerprints(config), model_folder(config.model))
+            origin = start.as_dict() if start else None
+            record_attempt(folder, _fingerprints(config), model_folder(model), origin)
             print(f"run       {folder}", flush=True)
             _work([folder], ["-m", "vlmft.worker", str(folder)], config, lock)
         else:
@@ -121,8 +184,9 @@ def _one_run(config: Config) -> None:
             if not rescore:
                 print(f"done      {folder} (nothing to do; force=true begins again)")
                 if sweep.this_job():
-                    return  # its scores are in the sweep's report
+                    return folder  # its scores are in the sweep's report
     _report([folder], config.eval)
+    return folder
 
 
 def _evaluate_runs(config: Config) -> None:

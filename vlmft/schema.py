@@ -228,6 +228,7 @@ class Config:
     init_from: Optional[str] = None  # a run, adapter folder or model folder whose weights are trained on (or evaluated)
     stages: Dict[str, Dataset] = field(default_factory=dict)  # trained on in turn, each a run from the one before
     check: bool = True  # look at rows and pictures before training
+    samples: bool = False  # small drawn sets in the publishers' forms take the place of the published ones
     label: str = ""
     force: bool = False
     debug: bool = False

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from vlmft.evaluation.evaluate import chosen_sets
 from vlmft.files import read_json, write_json, write_text
 from vlmft.identity import base_name, digest, run_name
 from vlmft.schema import Config, Task
+from vlmft.training import init_from
 
 REPORTS = Path("multirun_reports")
 PLAN = "plan.json"
@@ -64,7 +66,7 @@ def write_plan(
     Raises ConfigError, and writes nothing, where one of them cannot be run.
     """
     settings = [_without_hydra(cfg) for _, cfg in jobs]
-    planned = [_planned(number, jobs[number][0], cfg) for number, cfg in enumerate(settings)]
+    planned = [entry for number, cfg in enumerate(settings) for entry in _planned(number, jobs[number][0], cfg)]
     frozen = folder / "jobs"
     frozen.mkdir(parents=True, exist_ok=True)
     for number, cfg in enumerate(settings):
@@ -82,27 +84,34 @@ def write_plan(
             write_json(folder / PLAN, plan)
 
 
-def _planned(number: int, overrides: Sequence[str], cfg: DictConfig) -> dict[str, Any]:
-    config = check(cfg)
-    folder = base = error = None
-    try:
-        folder, base = _folders(config)
-    except DataError as problem:  # its data is fetched by the job; then it says where it is
-        error = str(problem)
-    return {
-        "number": number,
-        "overrides": list(overrides),
-        "folder": folder,
-        "base": base,
-        "sets": list(chosen_sets(config.eval, config.dataset)),
-        "config": {
-            "model": {"name": config.model.name},
-            "dataset": {"name": config.dataset.name, "sets": dict.fromkeys(config.dataset.sets)},
-            "method": {"name": config.method.name},
-            "seed": config.seed,
-        },
-        "error": error,
-    }
+def _planned(number: int, overrides: Sequence[str], cfg: DictConfig) -> Iterator[dict[str, Any]]:
+    """What the plan says of a job; of one with stages, what it says of each."""
+    folder: str | None = None
+    for place, (stage, config) in enumerate(init_from.stages(check(cfg)).items()):
+        earlier, folder, base, error = folder, None, None, None
+        try:
+            if place == 0:
+                folder, base = _folders(config)
+            elif earlier:
+                folder, base = _folders(replace(config, init_from=earlier))
+        except DataError as problem:
+            # Its data is fetched by the job, or the stage before is not done; then the job says where it is.
+            error = str(problem) if place == 0 else None
+        yield {
+            "number": number,
+            **({"stage": stage} if stage else {}),
+            "overrides": list(overrides),
+            "folder": folder,
+            "base": base,
+            "sets": list(chosen_sets(config.eval, config.dataset)),
+            "config": {
+                "model": {"name": config.model.name},
+                "dataset": {"name": config.dataset.name, "sets": dict.fromkeys(config.dataset.sets)},
+                "method": {"name": config.method.name},
+                "seed": config.seed,
+            },
+            "error": error,
+        }
 
 
 def _folders(config: Config) -> tuple[str, str | None]:
@@ -143,14 +152,15 @@ def as_launched(cfg: DictConfig) -> DictConfig:
     return frozen
 
 
-def found(folder: Path, config: Config) -> None:
-    """Tell the plan where this job's run is, where it could not know before the data was here."""
+def found(folder: Path, config: Config, stage: str = "") -> None:
+    """Tell the plan where this job's run is (that of a stage), where it could not know before what decides it was."""
     job = this_job()
     if job is None:
         return
     with _locked(job[0]):
         plan = read_json(job[0] / PLAN)
-        entry = plan["jobs"][job[1]]
+        mine = ((entry["number"], entry.get("stage", "")) for entry in plan["jobs"])
+        entry = plan["jobs"][list(mine).index((job[1], stage))]
         if entry["folder"] != str(folder):
             entry["folder"], entry["base"] = _folders(config)
             write_json(job[0] / PLAN, plan)
@@ -198,7 +208,7 @@ def _without_hydra(cfg: DictConfig) -> DictConfig:
 
 
 def _settings(cfg: DictConfig) -> str:
-    return OmegaConf.to_yaml(cfg, resolve=True, sort_keys=True)
+    return OmegaConf.to_yaml(cfg, resolve=True)  # in their order, which is that of stages
 
 
 @contextmanager

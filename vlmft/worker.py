@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,63 +28,114 @@ from vlmft.hardware import Decisions, decide
 from vlmft.provenance import decided, write_decided
 from vlmft.schema import Config, Task, read_config
 from vlmft.status import Status
+from vlmft.training import init_from
 
 if TYPE_CHECKING:
-    from vlmft.chat.encode import Row
+    from vlmft.chat.encode import Encoded, Encoder, Row
+    from vlmft.data.load import Loaded
+    from vlmft.data.training_split import TrainingSplit
+    from vlmft.training.streamed import Stream
 
 logger = logging.getLogger("vlmft.worker")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What training starts from: data read and encoded, the device's choices, and the model with its frozen parts."""
+
+    split: TrainingSplit
+    encoder: Encoder
+    rows: Encoded
+    held_out: Encoded
+    tests: dict[str, tuple[Loaded, Encoded]]  # the questions and prompts of each set to evaluate on
+    decisions: Decisions
+    model: Any
+    stream: Stream | None = None  # of a set that is read while training; `split` and `rows` then hold its first buffer
+
+
+def prepare(config: Config, run: Path, status: Status) -> Prepared:
+    """Read, encode and audit the data, decide for the device, and load the model. Raises DataError."""
+    from vlmft.chat.encode import Encoder, fit
+    from vlmft.data.training_split import training_questions
+    from vlmft.models.load import freeze, load_processor, stop_ids
+    from vlmft.training import streamed
+
+    loaded = replace(config, model=init_from.base(config))
+    status.phase("reading data")
+    encoder = Encoder(load_processor(loaded.model), config.model.answer_style, stop_ids(loaded.model))
+    limit, policy = config.method.max_row_tokens, config.dataset.over_long
+    stream, trained_on = None, run / TRAINED_ON
+    if config.dataset.streaming:
+        earlier = init_from.with_earlier_rows(config, [])
+        stream = streamed.read_through(config.dataset, config.method, encoder, run, trained_on, earlier)
+        split, rows = stream.split(), stream.encoded()
+    else:
+        split = training_questions(config.dataset, config.seed)
+        rows = fit(encoder, encoder.rows(split.train), limit, policy)
+        leakage.write(trained_on, init_from.with_earlier_rows(config, leakage.trained_on(split.train)))
+    held_out = fit(encoder, encoder.rows(split.validation), limit, policy)
+    logger.info("data      %s", stream.describe() if stream else split.describe())
+    for what, count in (("over-long rows dropped", rows.dropped), ("images shrunk to fit", rows.shrunk)):
+        if count:
+            logger.info("data      %d %s", count, what)
+    tests = {}
+    for name, spec in chosen_sets(config.eval, config.dataset).items():
+        # What is wrong with a test set shows before training.
+        tests[name] = prompts_of(encoder, spec, config.eval, limit, policy)
+        found = leakage.sentences(leakage.audit(leakage.each(trained_on), tests[name][0].questions).counts, name)
+        for sentence in found or [f"nothing of {name} is in train"]:
+            logger.info("leakage   %s", sentence)
+    decisions = _decisions(loaded, run, rows.rows, encoder.image_token_id)
+    model = init_from.load(config, decisions.load_dtype, run)
+    freeze(model, **vars(config.model.freeze))
+    return Prepared(split, encoder, rows, held_out, tests, decisions, model, stream)
 
 
 def train(config: Config, run: Path, status: Status) -> None:
     """The run's training, unless `final/` shows that it is done."""
     if (run / "final").is_dir() or config.task is Task.eval:
         return
-    from vlmft.chat.encode import Encoder, fit
-    from vlmft.data.training_split import training_questions
-    from vlmft.models.load import freeze, load_model, load_processor, stop_ids
     from vlmft.training import checkpoints, sft
     from vlmft.training.callbacks import Progress, Wandb
 
-    status.phase("reading data")
-    split = training_questions(config.dataset, config.seed)
-    processor = load_processor(config.model)
-    encoder = Encoder(processor, config.model.answer_style, stop_ids(config.model))
-    limit, policy = config.method.max_row_tokens, config.dataset.over_long
-    rows = fit(encoder, (row for q in split.train for row in encoder.train_rows(q)), limit, policy)
-    held_out = fit(encoder, (row for q in split.validation for row in encoder.train_rows(q)), limit, policy)
-    logger.info("data      %s", split.describe())
-    for what, count in (("over-long rows dropped", rows.dropped), ("images shrunk to fit", rows.shrunk)):
-        if count:
-            logger.info("data      %d %s", count, what)
-    trained_on = leakage.trained_on(split.train)
-    leakage.write(run / TRAINED_ON, trained_on)
-    for name, spec in chosen_sets(config.eval, config.dataset).items():
-        # What is wrong with a test set shows before training.
-        test, _ = prompts_of(encoder, spec, config.eval, limit, policy)
-        found = leakage.sentences(leakage.audit(trained_on, test.questions).counts, name)
-        for sentence in found or [f"nothing of {name} is in train"]:
-            logger.info("leakage   %s", sentence)
-    decisions = _decisions(config, run, rows.rows, encoder.image_token_id)
-    model = load_model(config.model, decisions.load_dtype, config.method.quantization)
-    freeze(model, **vars(config.model.freeze))
+    ready = prepare(config, run, status)
+    ready.tests.clear()  # evaluation reads its own, and training can do without them
     if broken := checkpoints.remove_broken(run):
         logger.info("resume    half-written %s removed", ", ".join(broken))
     if checkpoint := checkpoints.newest(run):
         logger.info("resume    from %s", checkpoint.name)
-    callbacks: list[Any] = [Progress(status)]
+    callbacks: list[Any] = [Progress(status), *_memory(config, ready, run)]
     if config.tracking.wandb:
         settings: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
         callbacks.append(Wandb(config.tracking, run, settings))
     summary = sft.train(
-        config, model=model, encoder=encoder, rows=rows.rows, validation=held_out.rows,
-        decisions=decisions, run=run, callbacks=callbacks,
+        config, model=ready.model, encoder=ready.encoder, rows=ready.rows.rows, validation=ready.held_out.rows,
+        decisions=ready.decisions, run=run, callbacks=callbacks, stream=ready.stream,
     )  # fmt: skip
     counts = {
-        "dropped_rows": split.dropped, "over_long_dropped": rows.dropped, "images_shrunk": rows.shrunk,
-        "answers_renamed": split.renamed,
+        "dropped_rows": ready.split.dropped, "over_long_dropped": ready.rows.dropped,
+        "images_shrunk": ready.rows.shrunk, "answers_renamed": ready.split.renamed,
     }  # fmt: skip
-    results.update(run, train=summary | {"device": decisions.as_dict()} | counts)
+    results.update(run, train=summary | {"device": ready.decisions.as_dict()} | counts)
     sft.put_in_place(run)  # last: from here on the training counts as done
+
+
+def _memory(config: Config, ready: Prepared, run: Path) -> list[Any]:
+    """On a GPU: say what training is estimated to need, and have the estimate compared with the real peak."""
+    if ready.decisions.device != "cuda":
+        return []
+    import torch
+
+    from vlmft.models import needs
+    from vlmft.training.peak_memory import MeasuredPeak
+
+    need = needs.of_run(config, ready.rows.rows, ready.encoder.image_token_id, ready.decisions)
+    logger.info("%s", need.line(torch.cuda.mem_get_info()[1]))
+
+    def compared(found: dict[str, Any]) -> None:
+        results.update(run, memory=found)
+
+    return [MeasuredPeak(need.total, compared)]
 
 
 def _decisions(config: Config, run: Path, rows: Sequence[Row], image_token_id: int | None) -> Decisions:
@@ -127,7 +179,7 @@ def _decisions(config: Config, run: Path, rows: Sequence[Row], image_token_id: i
     return then
 
 
-def _log_to(run: Path, level: str) -> logging.Handler:
+def log_to(run: Path, level: str) -> logging.Handler:
     """Everything goes to the run's train.log; vlmft's own lines also to the terminal."""
     handler = logging.FileHandler(run / "train.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -144,7 +196,8 @@ def _log_to(run: Path, level: str) -> logging.Handler:
     return handler
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
+    """No progress bars; what the libraries have to say goes to the log alone."""
     import datasets
     import transformers
 
@@ -154,7 +207,7 @@ def _quiet_libraries() -> None:
     transformers.utils.logging.enable_propagation()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Ask the kernel to end this process when the one that started it is killed."""
     pr_set_pdeathsig = 1
     if sys.platform == "linux":
@@ -166,14 +219,21 @@ def _die_with_parent() -> None:
     signal.signal(signal.SIGTERM, interrupted)
 
 
+def stay_offline(configs: Iterable[Config]) -> None:
+    """Ask the Hub for nothing, as the parent has fetched everything. Only before a library reads the environment."""
+    # A model's own code may lie in yet another repository.
+    if not any(config.model.trust_remote_code for config in configs):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
 def _attempt(run: Path, config: Config, wanted: Config, together: Together, evaluate_only: bool) -> int:
     """One attempt at a run, its outcome told truthfully in status.json, the log and the exit code."""
-    handler = _log_to(run, wanted.log_level)
+    handler = log_to(run, wanted.log_level)
     status = Status(run)
     started = time.monotonic()
     try:
         results.update(run, state="running")
-        _quiet_libraries()
+        quiet_libraries()
         if not evaluate_only:
             train(config, run, status)
         together.evaluate(config, run, wanted, status)
@@ -203,11 +263,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--evaluation", type=Path, help="a config whose eval part says what to evaluate")
     options = parser.parse_args(arguments)
-    _die_with_parent()
+    die_with_parent()
     configs = {run: read_config(run / "config.yaml") for run in options.runs}
-    if not any(config.model.trust_remote_code for config in configs.values()):
-        # The parent has seen to it that everything is here; a model's own code may lie in yet another repository.
-        os.environ["HF_HUB_OFFLINE"] = "1"
+    stay_offline(configs.values())
     failures, together = 0, Together()
     for run in in_turn(configs):
         wanted = read_config(options.evaluation) if options.evaluation else configs[run]

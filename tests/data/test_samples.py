@@ -5,17 +5,20 @@ import hashlib
 import json
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from vlmft.data import samples
+from vlmft.data import leakage, samples
 from vlmft.data.load import load, source
 from vlmft.data.question import Question
+from vlmft.data.samples.flare25 import COLLECTIONS
 from vlmft.errors import DataError
-from vlmft.schema import QuestionSet
+from vlmft.identity import run_name
+from vlmft.schema import Config, QuestionSet
 
 SPECS: dict[str, dict[str, Any]] = {
     "aqua": {"format": "aqua", "knowledge": ""},
@@ -60,7 +63,7 @@ def test_each_is_read_back_without_a_bad_row(drawn: dict[str, Path], kind: str) 
             assert fewest <= len(loaded.questions) <= most and len(pictures[split]) * 3 <= len(loaded.questions)
     assert not pictures["train"] & pictures["test"]
     pixels = {split: {Image.open(path).tobytes() for path in paths} for split, paths in pictures.items()}
-    assert kind not in OURS or not pixels["train"] & pixels["test"]
+    assert not pixels["train"] & pixels["test"]
     sizes = {side for paths in pictures.values() for path in paths for side in Image.open(path).size}
     assert min(sizes) >= 56 and max(sizes) <= 96
 
@@ -147,6 +150,13 @@ def test_what_is_odd_in_the_published_files_is_odd_here(drawn: dict[str, Path]) 
     assert row["Choice A"].startswith(" A:") and row[f"Choice {row['Answer_label']}"].strip()[2:] == row["Answer"]
 
 
+def test_no_collection_of_flare_has_anything_in_two_splits(drawn: dict[str, Path]) -> None:
+    for name, collection in COLLECTIONS.items():
+        place = spec("flare25", drawn["flare25"], include=[name], splits={"test": collection.held_out})
+        train, test = (load(place, split).questions for split in ("train", "test"))
+        assert leakage.sentences(leakage.audit(leakage.trained_on(train), test).counts, name) == []
+
+
 def test_both_forms_of_pathvqa_hold_the_same_questions(drawn: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "qas").mkdir()
     (tmp_path / "qas/train_vqa.pkl").symlink_to(drawn["pathvqa"] / "qas/train_vqa.pkl")
@@ -194,3 +204,27 @@ def test_what_cannot_be_drawn_says_why(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot draw the sample aqua into .*Choose another folder"):
         samples.write_sample("aqua", tmp_path / "mine/train.json/below")
     assert (tmp_path / "mine/train.json").read_text() == "[1]"
+
+
+def test_samples_take_the_place_of_every_set(composed: Callable[..., Config], cache: Path) -> None:
+    config = composed("dataset=medvqa", "eval=aqua", "samples=true", "dataset.sets.pathvqa.path=/theirs")
+    places = {name: (member.path, member.hub) for name, member in config.dataset.sets.items()}
+    assert places == {name: (str(cache / "samples" / name), None) for name in ("slake", "vqa_rad", "pathvqa")}
+    assert len(load(config.eval.sets["aqua"], "test").questions) == 40
+    assert config.eval.sets["aqua"].knowledge == str(cache / "samples" / "aqua")
+    assert composed("eval=aqua", "eval.sets.aqua.knowledge=null", "samples=true").eval.sets["aqua"].knowledge is None
+    two = composed("dataset=pmc_vqa_v2", "eval=pmc_vqa", "samples=true")
+    assert (two.dataset.path, two.eval.sets["pmc_vqa"].path) == tuple(
+        str(cache / "samples" / kind) for kind in ("pmc_vqa_v2", "pmc_vqa")
+    )
+    assert load(two.dataset, "train").questions
+
+
+def test_samples_leave_demo_sets_and_runs_on_them_as_they_are(composed: Callable[..., Config]) -> None:
+    names = [run_name(composed("model=tiny_glm41v", "dataset=demo", f"samples={on}")) for on in ("true", "false")]
+    assert names[0] == names[1]
+
+
+def test_samples_of_ones_own_data_are_refused(composed: Callable[..., Config]) -> None:
+    with pytest.raises(DataError, match=r"samples=true: no sample is drawn of conversations; there are aqua, flare25,"):
+        composed("dataset=conversations", "samples=true")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from vlmft.data.picture_check import NO_HASH, Progress, look
 from vlmft.data.question import Question
 from vlmft.errors import DataError
 from vlmft.evaluation.metrics import normalize
-from vlmft.files import write_text
+from vlmft.files import whole_file
 
 # Bits. Measured on the 315 pictures of VQA-RAD and 20 of SLAKE: all 420 copies of every fourth one, saved again as JPEG
 # (quality 30 to 90, 0.37 to 1.5 times as wide), are within 4 of it; of the 55,945 pairs of different pictures none is
@@ -49,11 +49,15 @@ def trained_on(questions: Sequence[Question], progress: Progress | None = None) 
     "questions" are digests of the normalised questions, "pairs" of question and answer, of every turn, since all are
     trained. What comes again, as from a weight of 2, is there once. DataError as `fingerprints`.
     """
-    known = fingerprints([image for question in questions for image in question.images], progress)
-    entries: dict[tuple[str, tuple[str, ...]], Entry] = {}
+    return entries(questions, fingerprints([image for question in questions for image in question.images], progress))
+
+
+def entries(questions: Sequence[Question], known: Mapping[str, tuple[str, int]]) -> list[Entry]:
+    """As `trained_on`, of questions whose pictures' `fingerprints` are known."""
+    found: dict[tuple[str, tuple[str, ...]], Entry] = {}
     for question in questions:
         pictures = [known[image] for image in question.images]
-        entry = entries.setdefault(
+        entry = found.setdefault(
             (question.set, tuple(sha256 for sha256, _ in pictures)),
             {
                 "set": question.set,
@@ -65,30 +69,34 @@ def trained_on(questions: Sequence[Question], progress: Progress | None = None) 
         for turn in question.turns:
             entry["questions"][_digest(turn.question)] = None
             entry["pairs"][_digest(turn.question, turn.answer)] = None
-    return [entry | {kind: list(entry[kind]) for kind in _LISTS} for entry in entries.values()]
+    return [entry | {kind: list(entry[kind]) for kind in _LISTS} for entry in found.values()]
 
 
 def write(file: Path, entries: Iterable[Entry]) -> None:
-    """Write the entries as JSON lines, whole or not at all."""
-    write_text(file, "".join(json.dumps(entry, separators=(",", ":")) + "\n" for entry in entries))
+    """Write the entries as JSON lines, whole or not at all, each as it comes."""
+    with whole_file(file) as lines:
+        for entry in entries:
+            lines.write(json.dumps(entry, separators=(",", ":")) + "\n")
 
 
 def read(file: Path) -> list[Entry] | None:
     """The entries that `write` wrote, or None where there is no such file. DataError naming a line that is none."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return None
-    entries = []
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            entry = None
-        if not isinstance(entry, dict) or not {"set", "images", *_LISTS} <= entry.keys():
-            raise DataError(f"{file}, line {number} does not say what was trained on; train the run again to have it.")
-        entries.append(entry)
-    return entries
+    return list(each(file)) if file.is_file() else None
+
+
+def each(file: Path) -> Iterator[Entry]:
+    """The entries that `write` wrote, one after another. DataError naming a line that is none."""
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                entry = None
+            if not isinstance(entry, dict) or not {"set", "images", *_LISTS} <= entry.keys():
+                raise DataError(
+                    f"{file}, line {number} does not say what was trained on; train the run again to have it."
+                )
+            yield entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,23 +116,25 @@ class Audit:
 def audit(entries: Iterable[Entry], test: Sequence[Question], progress: Progress | None = None) -> Audit:
     """What `entries` (`trained_on`) share with the test questions. DataError as `fingerprints`.
 
+    The entries may be of more rows than memory holds: of each, only what the test has as well is kept, and its looks.
     Pictures count once by content. A question is the same where it is asked, word for word after normalising, about
     the same pictures in any order; one without pictures is compared with such alone.
     """
-    trained: dict[str, dict[str, set[Any]]] = {}
-    for entry in entries:
-        of = trained.setdefault(entry["set"], {kind: set() for kind in ("sha256", "phash", *_LISTS)})
-        seen = _pictures(image["sha256"] for image in entry["images"])
-        of["sha256"].update(seen)
-        of["phash"].update(int(image["phash"], 16) for image in entry["images"])
-        of["ids"].update(entry["ids"])
-        for kind in ("questions", "pairs"):
-            of[kind].update((seen, digest) for digest in entry[kind])
     known = fingerprints([image for question in test for image in question.images], progress)
     hashes = dict(known.values())
     pictures = [_pictures(known[image][0] for image in question.images) for question in test]
     asked = [(seen, _digest(row.text)) for seen, row in zip(pictures, test, strict=True)]
     pairs = [(seen, _digest(row.text, row.answer)) for seen, row in zip(pictures, test, strict=True)]
+    ids, wanted = {row.id for row in test}, {"questions": set(asked), "pairs": set(pairs)}
+    trained: dict[str, dict[str, set[Any]]] = {}
+    for entry in entries:
+        of = trained.setdefault(entry["set"], {kind: set() for kind in ("sha256", "phash", *_LISTS)})
+        seen = _pictures(image["sha256"] for image in entry["images"])
+        of["sha256"].update(hashes.keys() & set(seen))
+        of["phash"].update(int(image["phash"], 16) for image in entry["images"])
+        of["ids"].update(ids.intersection(entry["ids"]))
+        for kind, theirs in wanted.items():
+            of[kind].update(theirs.intersection((seen, digest) for digest in entry[kind]))
     rows = [dict.fromkeys(("image", "alike", "question", "pair"), False) for _ in test]
     counts = {}
     for name, of in trained.items():

@@ -71,19 +71,15 @@ def load(
     if not 0 < percent <= 100:
         raise DataError(f"{name}: percent is {percent}; it should be above 0 and at most 100.")
     module = source(spec)
-    _refuse_what_has_no_effect(spec, module, name)
-    languages = getattr(module, "LANGUAGES", ())
-    if spec.language and spec.language not in languages:
-        there = f"it has {', '.join(languages)}" if languages else f"the format {spec.format} does not tell languages"
-        raise DataError(f"{name}: dataset.language={spec.language}: {there}.")
-    rows = [_read_as_said(spec, row) for row in module.read(spec, split) if _chosen(spec, row)]
+    refuse_what_has_no_effect(spec, module, name)
+    rows = [read_as_said(spec, row) for row in module.read(spec, split) if chosen(spec, row)]
     questions: list[Question] = []
     dropped: list[BadRow] = []
     shown = [image for row in rows if isinstance(row, Question) for image in row.images] if need_images else []
     pictures = look(shown)
     place = ", ".join(str(file) for file in module.files(spec, split)[:SHOWN])
     for row in rows:
-        if isinstance(row, Question) and (reason := _unusable(row, pictures)):
+        if isinstance(row, Question) and (reason := unusable(row, pictures)):
             row = BadRow(place, f"with id {row.id}", reason)
         if isinstance(row, BadRow):
             dropped.append(row)
@@ -108,7 +104,7 @@ def without_images(question: Question) -> Question:
     return replace(question, images=(), turns=turns)
 
 
-def _chosen(spec: QuestionSet, row: Question | BadRow) -> bool:
+def chosen(spec: QuestionSet, row: Question | BadRow) -> bool:
     """Whether the filters keep a row."""
     if isinstance(row, BadRow):
         return True
@@ -118,11 +114,12 @@ def _chosen(spec: QuestionSet, row: Question | BadRow) -> bool:
     )
 
 
-def _read_as_said(spec: QuestionSet, row: Question | BadRow) -> Question | BadRow:
+def read_as_said(spec: QuestionSet, row: Question | BadRow) -> Question | BadRow:
+    """The row, without its pictures where `spec.images` is to ignore them."""
     return without_images(row) if isinstance(row, Question) and spec.images is Images.ignore else row
 
 
-def _unusable(question: Question, pictures: dict[str, Seen]) -> str:
+def unusable(question: Question, pictures: dict[str, Seen]) -> str:
     """Why a question whose row is in order cannot be used, "" where it can."""
     for image in question.images:
         if problem := pictures[image].problem if image in pictures else "":
@@ -146,14 +143,21 @@ def _nothing_chosen(spec: QuestionSet, rows: Iterable[Question | BadRow]) -> str
     )
 
 
-def _refuse_what_has_no_effect(spec: QuestionSet, module: ModuleType, name: str) -> None:
-    """DataError for a key that the format does not read; `KEYS` of a format's module names those it does."""
+def refuse_what_has_no_effect(spec: QuestionSet, module: ModuleType, name: str) -> None:
+    """DataError for a key that the format does not read; `KEYS` of a format's module names those it does.
+
+    Also for a task that there is not, and a language that the format does not tell.
+    """
     default = QuestionSet()
     for key in OF_SOME_FORMATS:
         if getattr(spec, key) != getattr(default, key) and key not in getattr(module, "KEYS", ()):
             raise DataError(f"{name}: dataset.{key}={getattr(spec, key)} means nothing to the format {spec.format}.")
     if wrong := sorted(set(spec.tasks) - set(TASKS)):
         raise DataError(f"{name}: dataset.tasks: there is no {', '.join(wrong)}; there are {', '.join(TASKS)}.")
+    languages = getattr(module, "LANGUAGES", ())
+    if spec.language and spec.language not in languages:
+        there = f"it has {', '.join(languages)}" if languages else f"the format {spec.format} does not tell languages"
+        raise DataError(f"{name}: dataset.language={spec.language}: {there}.")
 
 
 def fingerprint(spec: QuestionSet, split: str) -> str:

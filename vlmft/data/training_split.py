@@ -51,19 +51,16 @@ def training_questions(dataset: Dataset, seed: int) -> TrainingSplit:
     train, renamed = weighted(loaded, weights, seed), 0
     if dataset.normalize_terms:
         before = train
-        train, held_out = _one_form(train), _one_form(held_out)
+        train, held_out = ([in_one_form(question) for question in part] for part in (train, held_out))
         renamed = sum(old.answer != new.answer for old, new in zip(before, train, strict=True))
     return TrainingSplit(train, held_out, dropped, renamed)
 
 
-def _one_form(questions: list[Question]) -> list[Question]:
-    """The questions with the synonyms of each answer in words in one form; letters, boxes and reports stay."""
-    return [
-        replace(question, turns=tuple(replace(turn, answer=terms.target(turn.answer)) for turn in question.turns))
-        if question.task == VQA
-        else question
-        for question in questions
-    ]
+def in_one_form(question: Question) -> Question:
+    """The question with the synonyms of each answer in words in one form; letters, boxes and reports stay."""
+    if question.task != VQA:
+        return question
+    return replace(question, turns=tuple(replace(turn, answer=terms.target(turn.answer)) for turn in question.turns))
 
 
 def validation_sets(dataset: Dataset) -> list[tuple[QuestionSet, str]]:

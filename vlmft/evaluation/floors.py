@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vlmft.data.question import COUNTING, REGRESSION, VQA, Question
@@ -17,7 +17,7 @@ from vlmft.evaluation.metrics import normalize
 CONSTANT, QUESTION_ONLY = "constant", "question_only"
 
 
-def learnt(train: Sequence[Question], test: Sequence[Question]) -> list[dict[str, Any]]:
+def learnt(train: Iterable[Question], test: Sequence[Question]) -> list[dict[str, Any]]:
     """For each test question, in order, what the train questions' text gives away:
 
     `constant`       the most common train answer of its answer type (of its task, where that is not words)
@@ -29,18 +29,22 @@ def learnt(train: Sequence[Question], test: Sequence[Question]) -> list[dict[str
     Answers are counted stripped and case-folded and returned in the form seen first; of equally common ones the one
     seen first wins. No train questions: nothing is learnt.
     """
-    if not train:
-        return [{} for _ in test]
+    wanted = {key for question in test for key in _keys(question)}
     counts: dict[tuple[str, str], Counter[str]] = {}
     forms: dict[str, str] = {}
+    numbers: dict[str, list[str]] = {COUNTING: [], REGRESSION: []}
     for question in train:
         answer = question.answer.strip()
         forms.setdefault(answer.casefold(), answer)
-        for key in _keys(question):
+        for key in wanted.intersection(_keys(question)):  # the training rows may be more than memory holds
             counts.setdefault(key, Counter())[answer.casefold()] += 1
+        if question.task in numbers:
+            numbers[question.task].append(question.answer)
+    if not counts:
+        return [{} for _ in test]
     # most_common keeps the order of insertion among equals
     best = {key: forms[counter.most_common(1)[0][0]] for key, counter in counts.items()}
-    medians = {task: _median([q.answer for q in train if q.task == task]) for task in (COUNTING, REGRESSION)}
+    medians = {task: _median(answers) for task, answers in numbers.items()}
     notes = []
     for question in test:
         keys = _keys(question)

@@ -38,7 +38,6 @@ def load_adapter(model: Any, folder: Path) -> Any:
     modules than the model's, or where it changes nothing.
     """
     from peft import LoraConfig, PeftConfig, get_peft_model
-    from peft.utils import load_peft_weights, set_peft_model_state_dict
 
     if not any((folder / name).is_file() for name in WEIGHTS):
         raise DataError(f"{folder} holds no {WEIGHTS[0]}: it is not a whole adapter")
@@ -53,6 +52,15 @@ def load_adapter(model: Any, folder: Path) -> Any:
         adapted = get_peft_model(model, config)
     except ValueError as error:  # for modules that the model does not have
         raise DataError(f"{folder} does not fit the model: {_in_one_line(error)}") from error
+    load_weights(adapted, folder)
+    adapted.eval()
+    return adapted
+
+
+def load_weights(adapted: Any, folder: Path) -> None:
+    """Put the weights of the adapter in `folder` into the one around `adapted`. Raises DataError as `load_adapter`."""
+    from peft.utils import load_peft_weights, set_peft_model_state_dict
+
     try:
         result = set_peft_model_state_dict(adapted, load_peft_weights(str(folder), device="cpu"))
     except KeyError as error:  # of a module that was trained whole
@@ -68,8 +76,6 @@ def load_adapter(model: Any, folder: Path) -> Any:
         )
     if not any(weight.any() for name, weight in adapted.named_parameters() if "lora_B" in name):
         raise DataError(f"{folder} changes nothing: every lora_B weight is zero, as before training")
-    adapted.eval()
-    return adapted
 
 
 def changes(model: Any, prompt: dict[str, Any], **settings: Any) -> bool:

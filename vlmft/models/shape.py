@@ -85,8 +85,12 @@ def shape_of(config: Any, model: Model, method: Method, load_dtype: str) -> Shap
     quantization = method.quantization or {}
     bits = 4.5 if quantization.get("load_in_4bit") else 8 if quantization.get("load_in_8bit") else None
     head = built.get_output_embeddings()
-    # 4 bits and a float32 scale for each 64 of them. bitsandbytes takes the linear layers, but never the head.
-    small = {id(module.weight) for module in built.modules() if isinstance(module, torch.nn.Linear)} - {id(head.weight)}
+    # 4 bits and a float32 scale for each 64 of them; of the linear layers, head and projector stay whole.
+    small = {
+        id(module.weight)
+        for name, module in built.named_modules()
+        if isinstance(module, torch.nn.Linear) and part_of(name) != "projector"
+    } - {id(head.weight)}
 
     def size(weight: Any) -> float:
         few = bits is not None and not weight.requires_grad and id(weight) in small

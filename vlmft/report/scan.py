@@ -61,9 +61,10 @@ class Run:
 
     @property
     def trained_sets(self) -> list[str]:
-        """The sets that it was trained on: the members of a mixture, or the one."""
+        """The sets that it was trained on: a mixture's members, or the one, and those of the runs it started from."""
         members = self.config.get("dataset", {}).get("sets") or {}
-        return [] if self.base else list(members) or [self.dataset]
+        earlier = (name for entry in self.evaluations.values() for name in entry.get("leakage") or {})
+        return [] if self.base else list(dict.fromkeys([*(members or [self.dataset]), *earlier]))
 
     @property
     def state(self) -> str:
@@ -146,9 +147,10 @@ def sweep(folder: Path) -> Sweep:
     sets: dict[str, list[str]] = {}
     nameless: list[Run] = []
     for job in plan["jobs"]:
-        if not job["folder"]:  # its data is not here, so that its run has no name
-            place = Path(f"job {job['number']}")
-            nameless.append(Run(place, job["config"], {}, {"state": FAILED, "error": job["error"]}, job["sets"]))
+        if not job["folder"]:  # its data is not here, or the stage before is not done, so that its run has no name
+            place = Path(f"job {job['number']}{'-' * ('stage' in job)}{job.get('stage', '')}")
+            state = {"state": FAILED, "error": job["error"]} if job["error"] else {}
+            nameless.append(Run(place, job["config"], {}, state, job["sets"]))
         for place, task in ((job["folder"], "train"), (job["base"], "eval")):
             if place:
                 planned[place] = {"task": task, **job["config"]}

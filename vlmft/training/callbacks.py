@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 class Progress(TrainerCallback):
-    """Writes step, loss, learning rate and time left to `status.json` and the terminal, and to `history.jsonl`."""
+    """Writes step, loss, learning rate and time left to `status.json` and the terminal, and to `history.jsonl`.
 
-    def __init__(self, status: Status) -> None:
-        self.status = status
+    The history also has what `memory` gives: of a GPU the bytes that are and were at most in use so far.
+    """
+
+    def __init__(self, status: Status, memory: Callable[[], dict[str, int]] | None = None) -> None:
+        self.status, self.memory = status, memory or gpu_memory
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         history.go_back(self.status.folder, state.global_step)  # that of the checkpoint, or 0
@@ -38,11 +42,22 @@ class Progress(TrainerCallback):
         values = {key: float(value) for key, value in (logs or {}).items() if key in shown}
         self.status.note(state.global_step, **values)
         if values:
-            history.append(self.status.folder, state.global_step, values)
+            history.append(self.status.folder, state.global_step, {**values, **self.memory()})
+
+
+def gpu_memory() -> dict[str, int]:
+    """Bytes of tensors on this process's GPU, of them at the peak, and of what CUDA holds for them at the peak."""
+    if not torch.cuda.is_available():
+        return {}
+    return {
+        "gpu_allocated": torch.cuda.memory_allocated(),
+        "gpu_peak_allocated": torch.cuda.max_memory_allocated(),
+        "gpu_peak_reserved": torch.cuda.max_memory_reserved(),
+    }
 
 
 class Wandb(TrainerCallback):
-    """Logs to Weights & Biases under the run's own name; offline where nobody is logged in, and never an error."""
+    """Logs to Weights & Biases; offline where nobody is logged in, and never an error."""
 
     def __init__(self, tracking: Tracking, run: Path, config: dict[str, Any]) -> None:
         self.tracking, self.folder, self.config = tracking, run, config
@@ -61,7 +76,8 @@ class Wandb(TrainerCallback):
 
         return wandb.init(
             project=self.tracking.project,
-            name=self.folder.name,
+            name=self.tracking.name or self.folder.name,
+            group=self.tracking.group,
             id=self.folder.name,
             resume="allow",
             tags=list(self.tracking.tags),
@@ -107,7 +123,7 @@ class Moved:
         trainable = {
             name
             for name, parameter in model.named_parameters()
-            if parameter.requires_grad and (self.images or part_of(name) == "llm")
+            if parameter.requires_grad and (self.images or _learns_from_text(name, model))
         }
         frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
         if wrongly := sorted(changed & frozen):
@@ -117,11 +133,23 @@ class Moved:
             raise RuntimeError(f"{len(still)} of {len(trainable)} trained weights did not move, such as {still[:3]}")
 
 
+def _learns_from_text(parameter: str, model: Any) -> bool:
+    """Whether a parameter gets a gradient where no row shows a picture; layers that attend to pictures get none."""
+    config = getattr(model, "config", None)
+    crossing = getattr(config and config.get_text_config(), "cross_attention_layers", None) or ()
+    return part_of(parameter) == "llm" and not any(f"layers.{number}." in parameter for number in crossing)
+
+
 def checksums(model: Any) -> dict[str, int]:
-    """An exact checksum of each parameter's bits (their sum as integers); one changed element changes it."""
+    """An exact checksum of each parameter's bits (their sum as integers); one changed element changes it.
+
+    Of vectors it is that of their values: 8-bit layers turn their biases into the type of what they read.
+    """
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    found = {}
     with torch.no_grad():
-        return {
-            name: int(parameter.detach().contiguous().view(integers[parameter.element_size()]).sum(dtype=torch.int64))
-            for name, parameter in model.named_parameters()
-        }
+        for name, parameter in model.named_parameters():
+            weight = parameter.detach().contiguous()
+            weight = weight.double() if weight.ndim == 1 and weight.is_floating_point() else weight
+            found[name] = int(weight.view(integers[weight.element_size()]).sum(dtype=torch.int64))
+    return found

@@ -19,11 +19,13 @@ from trl import SFTConfig
 from vlmft.chat.encode import Encoder, Row
 from vlmft.chat.packing import PROVEN, questions_per_row
 from vlmft.hardware import Decisions
-from vlmft.models.adapters import lora_config
+from vlmft.models.adapters import load_weights, lora_config
+from vlmft.models.quantized import elements
 from vlmft.schema import Config, Method, Packing
-from vlmft.training import checkpoints
+from vlmft.training import checkpoints, early_stopping, init_from
 from vlmft.training.callbacks import Moved
 from vlmft.training.epochs import Epochs
+from vlmft.training.streamed import Stream, Streamed
 from vlmft.training.trainer import VqaTrainer
 
 logger = logging.getLogger(__name__)
@@ -62,16 +64,19 @@ def arguments(method: Method, decisions: Decisions, run: Path, seed: int, debug:
     )
 
 
-def plan(method: Method, decisions: Decisions, rows: Sequence[Row], encoder: Encoder, seed: int, family: str) -> Epochs:
-    """The epochs of a run; says how many questions share a sequence, or why none do."""
+def plan(
+    method: Method, decisions: Decisions, rows: Sequence[Row], encoder: Encoder, seed: int, family: str,
+    stream: Stream | None = None,
+) -> Epochs:  # fmt: skip
+    """The epochs of a run, of the `rows` or of a `stream`; says how many questions share a sequence, or why none do."""
     most = questions_per_row(method, family)
     if method.packing is Packing.image and family not in PROVEN:
         logger.info("packing   none: packed rows are not proven equal to ordinary ones for %s", family)
-    epochs = Epochs(
-        rows, encoder.image_token_id,
-        batch_size=method.batch_size, micro_batches=method.batch_size // decisions.micro_batch,
-        most=most, max_tokens=method.max_row_tokens, seed=seed,
-    )  # fmt: skip
+    settings: dict[str, int] = {
+        "batch_size": method.batch_size, "micro_batches": method.batch_size // decisions.micro_batch,
+        "most": most, "max_tokens": method.max_row_tokens, "seed": seed,
+    }  # fmt: skip
+    epochs = Streamed(stream, encoder, **settings) if stream else Epochs(rows, encoder.image_token_id, **settings)
     if most > 1:
         logger.info("packing   %.1f questions share a row and its pictures, on average", epochs.questions_per_pack())
     return epochs
@@ -87,25 +92,24 @@ def train(
     decisions: Decisions,
     run: Path,
     callbacks: Sequence[TrainerCallback],
+    stream: Stream | None = None,
 ) -> dict[str, Any]:
     """Train `model` on `rows`, resuming from the newest whole checkpoint of `run`, and save it for `put_in_place`.
 
-    Returns steps, questions, seconds, questions_per_second and loss, over all attempts of this run. Raises NonFinite,
-    and RuntimeError where something that should have moved did not.
+    Of a `stream`, the rows are its first ones, and all that it holds are trained on. Returns steps, questions, seconds,
+    questions_per_second and loss, over all attempts of this run. Raises NonFinite, and RuntimeError where something
+    that should have moved did not.
     """
     checkpoint = checkpoints.newest(run)
-    epochs = plan(config.method, decisions, rows, encoder, config.seed, model.config.model_type)
-    trainer = VqaTrainer(
-        encoder=encoder,
-        epochs=epochs,
-        validation=validation,
-        model=model,
+    early = config.method.early_stopping
+    if early.patience is not None and not config.debug:
+        callbacks = [*callbacks, early_stopping.StopEarly(early)]
+    epochs = plan(config.method, decisions, rows, encoder, config.seed, model.config.model_type, stream)
+    trainer = trainer_of(
+        config, model=model, encoder=encoder, epochs=epochs, validation=validation,
         args=arguments(config.method, decisions, run, config.seed, config.debug),
-        peft_config=lora_config(config.method, config.model) if config.method.peft is not None else None,
         callbacks=[*callbacks, TensorBoardCallback(SummaryWriter(str(run / "tensorboard")))],
-    )
-    trainer.remove_callback(PrinterCallback)
-    logger.info("%s", describe(trainer.model))
+    )  # fmt: skip
     moved = Moved(trainer.model, images=any(row.images for row in rows))
     so_far = checkpoint and checkpoints.manifest(checkpoint)
     if checkpoint and so_far:
@@ -115,14 +119,52 @@ def train(
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     moved.check(trainer.model, trainer.state.global_step)
-    save_final(trainer, run, "bfloat16" if decisions.bf16 and config.method.peft is None else None)
-    return summary(trainer, epochs.questions(trainer.state.global_step))
+    if init_from.on_another_base(config):
+        trainer.model = init_from.whole(config, trainer.model, decisions.load_dtype, run)
+    save_final(trainer, run, final_dtype(config.method, decisions))
+    if stopped := early_stopping.told(early, trainer.state):
+        logger.info("training  %s", stopped)
+    return summary(trainer, epochs.questions(trainer.state.global_step)) | ({"stopped": stopped} if stopped else {})
+
+
+def trainer_of(
+    config: Config, *, model: Any, encoder: Encoder, epochs: Epochs, validation: Sequence[Row], args: SFTConfig,
+    callbacks: Sequence[TrainerCallback],
+) -> VqaTrainer:  # fmt: skip
+    """The trainer of `model`, with LoRA around it where the method has it, as far as `init_from` has trained it.
+
+    Says how many weights are trained. Raises DataError where an adapter to go on from does not fit.
+    """
+    trainer = VqaTrainer(
+        encoder=encoder,
+        epochs=epochs,
+        validation=validation,
+        rates=config.method.learning_rates,
+        model=model,
+        args=args,
+        peft_config=lora_config(config.method, config.model) if config.method.peft is not None else None,
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)
+    if config.method.quantization:
+        # TRL trains LoRA on a base in few bits in bfloat16, where small updates are lost, and a resume in float32.
+        for weight in trainer.model.parameters():
+            weight.data = weight.data.float() if weight.requires_grad else weight.data
+    if adapter := init_from.adapter_to_go_on(config):
+        load_weights(trainer.model, adapter)
+    logger.info("%s", describe(trainer.model))
+    return trainer
+
+
+def final_dtype(method: Method, decisions: Decisions) -> str | None:
+    """What the weights of `final/` are turned into; None where they are saved as they were trained."""
+    return "bfloat16" if decisions.bf16 and method.peft is None else None
 
 
 def describe(model: Any) -> str:
     """How many weights are trained, and which parts of a mixture of experts LoRA leaves alone, in words."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    everything = sum(parameter.numel() for parameter in model.parameters())
+    everything = sum(elements(parameter) for parameter in model.parameters())
     said = f"training {trained:,} of {everything:,} weights ({100 * trained / everything:.2f} %)"
     experts = [(name, p) for name, p in model.named_parameters() if ".experts." in name]
     if isinstance(model, PeftModel) and experts and not any("lora_" in name for name, _ in experts):

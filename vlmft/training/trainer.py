@@ -19,8 +19,10 @@ from trl import SFTTrainer
 from vlmft.chat.collate import collate_packs, for_model
 from vlmft.chat.encode import Encoder, Row
 from vlmft.chat.packing import Pack, attention_mask, position_ids
+from vlmft.schema import LearningRates
 from vlmft.training import checkpoints
 from vlmft.training.epochs import Epochs, InOrder
+from vlmft.training.optimizer import set_learning_rates
 
 
 class NonFinite(Exception):
@@ -46,8 +48,12 @@ class _Collator:
 class VqaTrainer(SFTTrainer):
     """SFTTrainer that knows which questions are in a step, saves checkpoints whole, and averages by token."""
 
-    def __init__(self, *, encoder: Encoder, epochs: Epochs, validation: Sequence[Row], **kwargs: Any) -> None:
+    def __init__(
+        self, *, encoder: Encoder, epochs: Epochs, validation: Sequence[Row], rates: LearningRates | None = None,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
         self.encoder = encoder
+        self.rates = rates or LearningRates()
         self._questions: list[str] = []  # of the optimiser step under way
         self.earlier_seconds = 0.0  # spent by attempts before this one, up to the checkpoint it resumes from
         self._started = time.monotonic()
@@ -79,15 +85,36 @@ class VqaTrainer(SFTTrainer):
         """Weights and state of a checkpoint of the last step; `train` would do one step more."""
         self._load_from_checkpoint(str(checkpoint))
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self._find_best()
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
             self._load_best_model()
         self._started = time.monotonic()
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        found = super()._init_training_state(*args, **kwargs)
+        self._find_best()
+        return found
+
+    def _find_best(self) -> None:
+        """The best checkpoint lies in the run's folder, wherever that was when its path was written down."""
+        if self.state.best_global_step:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+            self.state.best_model_checkpoint = str(folder) if folder.is_dir() else None
+            if self.args.load_best_model_at_end and not folder.is_dir():
+                raise RuntimeError(f"{folder} has the best validation loss, and is gone; force=true begins again")
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return for_model(self.encoder, super()._prepare_inputs(inputs), self.args.device, torch.float32)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return InOrder(self.train_dataset, lambda: self.state.global_step)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if fresh:
+            set_learning_rates(optimizer, self.model if model is None else model, self.rates)
+        return optimizer
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's loss, of packed rows too."""
@@ -155,7 +182,10 @@ class VqaTrainer(SFTTrainer):
         if self.args.should_save:
             output = Path(self.args.output_dir)
             folder = output / f"checkpoint-{self.state.global_step}"
-            checkpoints.seal(folder, self.state.global_step, total=self.state.max_steps, seconds=self.seconds())
+            step = self.state.global_step
+            # Where early stopping has decided, there is no step after this one.
+            total = step if self.control.should_training_stop else self.state.max_steps
+            checkpoints.seal(folder, step, total=total, seconds=self.seconds())
             # Only now may an older one go: a kill before the seal must leave the last whole checkpoint.
             rotate_checkpoints(
                 output_dir=str(output),

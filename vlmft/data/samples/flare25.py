@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Drawn = tuple["list[Picture]", str, Any]  # the pictures of a row, its question, its answer
 COLORS = {"crimson": (190, 40, 60), "ochre": (200, 150, 40), "teal": (30, 140, 140), "violet": (120, 70, 170)}
+FIRST = {"train": 0, "val": 10_000, "test": 20_000}  # number of a picture: no name is in two splits
 CORNERS = {"upper left": (4, 4), "upper right": (44, 4), "lower left": (4, 44), "lower right": (44, 44)}
 
 
@@ -48,11 +49,11 @@ def _write_split(
     rows = []
     order = list(range(count))
     rng.shuffle(order)
-    for number, nth in enumerate(order):
+    for number, nth in enumerate(order, FIRST[part]):
         pictures, question, answer = collection.draw(rng, nth)
         files = [f"{images}/{name}_{number:05}{f'-{n}' * (len(pictures) > 1)}.png" for n in range(1, len(pictures) + 1)]
         for picture, file in zip(pictures, files, strict=True):
-            picture.save(place / file)
+            _stained(picture, rng).save(place / file)
         if name == "bone_marrow":
             files = [file.split("/")[1] for file in files]  # some of the published names lack their folder
         rows.append(
@@ -80,6 +81,14 @@ def _canvas(size: tuple[int, int], ground: tuple[int, ...]) -> tuple[Picture, An
 
     picture = Image.new("RGB", size, ground)
     return picture, ImageDraw.Draw(picture)
+
+
+def _stained(picture: Picture, rng: random.Random) -> Picture:
+    """The picture with faint blotches of its own: of so few shapes some would else be drawn twice."""
+    from PIL import Image
+
+    blotches = Image.frombytes("L", (8, 8), rng.randbytes(64)).resize(picture.size, Image.Resampling.BICUBIC)
+    return Image.blend(picture, blotches.convert("RGB"), 0.2)
 
 
 def _choices(*texts: str) -> str:

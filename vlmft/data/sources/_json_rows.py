@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from vlmft.data.sources import Unusable
 from vlmft.errors import DataError
 
-_WINDOW = 2**20  # characters read at a time
+_WINDOW = 2**18  # characters read at a time
 _BLANKS = re.compile(r"[ \t\n\r]*")
 _END = 24  # characters that a number or a word may go on for
 # What the decoder says of a text that is cut off. Any other complaint that is not about its very end is a defect.

@@ -144,7 +144,7 @@ def test_evaluation_without_training(command: Command, tmp_path: Path) -> None:
 
 def test_a_failure_is_told_in_the_log_the_status_and_the_exit_code(command: Command, tmp_path: Path) -> None:
     data = conversations(tmp_path / "mine", b"no picture")
-    done = command(*SMALL, "dataset=conversations", f"dataset.path={data}")
+    done = command(*SMALL, "dataset=conversations", f"dataset.path={data}", "check=off")
     assert done.returncode == 1
     run = only_run(tmp_path)
     assert "a.jpg cannot be read as an image" in done.stderr and "train.log" in done.stderr
@@ -166,7 +166,7 @@ def test_what_is_missing_is_said_before_anything_is_written(command: Command, tm
 
 def test_the_second_start_says_who_is_at_work(command: Command, tmp_path: Path) -> None:
     data = conversations(tmp_path / "mine", b"no picture")
-    mine = (*SMALL, "dataset=conversations", f"dataset.path={data}")
+    mine = (*SMALL, "dataset=conversations", f"dataset.path={data}", "check=off")
     command(*mine)
     name = only_run(tmp_path).name
     with open(tmp_path / "outputs" / ".locks" / name, "r+") as lock:
@@ -263,7 +263,10 @@ def test_what_is_wrong_with_a_test_set_shows_before_training(command: Command, t
     (conf / "mine.yaml").write_text(f"name: mine\nformat: conversations\npath: {data}\n")
     done = command("--config-dir", str(conf.parent), *SMALL, "+dataset@eval.sets.mine=mine")
     assert done.returncode == 1 and "a.jpg cannot be read" in done.stderr
-    assert not list(only_run(tmp_path).glob("checkpoint-*")) and "training 1" not in done.stdout
+    assert not list((tmp_path / "outputs").glob("*/train.log")), "the parent has seen it"
+    unchecked = command("--config-dir", str(conf.parent), *SMALL, "+dataset@eval.sets.mine=mine", "check=off")
+    assert unchecked.returncode == 1 and "a.jpg cannot be read" in unchecked.stderr
+    assert not list(only_run(tmp_path).glob("checkpoint-*")) and "training 1" not in unchecked.stdout
 
 
 @pytest.mark.slow

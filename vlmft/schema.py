@@ -242,6 +242,9 @@ def read_config(file: Path) -> Config:
 
 
 ConfigStore.instance().store(name="vlmft_schema", node=Config)
+# Hydra 1.3 copies the whole store, this schema with it, each time it looks up the options of a group, and itself copies
+# what it loads from the store: half a second of every command.
+setattr(ConfigStore.instance(), "__deepcopy__", lambda memo: ConfigStore.instance())  # noqa: B010
 if not (Path(__file__).parents[1] / "conf" / "local.yaml").is_file():
     # Stands in for the absent file; beside it, Hydra would take this for its schema and warn.
     ConfigStore.instance().store(name="local", node={})

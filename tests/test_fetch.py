@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from zipfile import ZipFile
 import pytest
 from PIL import Image
 
+from vlmft.fetch import without_waiting
 from vlmft.models.tiny import write_tiny
 from vlmft.schema import Model
 
@@ -190,3 +192,17 @@ def test_a_repository_that_is_not_there_or_private_says_so(
 ) -> None:
     done = command("task=fetch", "model=glm41v", "model.path=lab/nothing", env=environment)
     assert done.returncode == 1 and "there is no such repository, or it is private and needs HF_TOKEN" in done.stderr
+
+
+def test_a_child_asks_the_hub_only_where_it_answers_and_has_to(
+    monkeypatch: pytest.MonkeyPatch, tiny: Model, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("vlmft.hub.here", lambda *_: None)
+    answers: list[str | None] = ["no network"]
+    monkeypatch.setattr("vlmft.hub.unreachable", lambda *_: answers[0])
+    there = replace(tiny, tiny=None, path="lab/model")
+    assert without_waiting(there) == {"HF_HUB_OFFLINE": "1"}
+    answers[0] = None
+    assert without_waiting(there) == {}
+    monkeypatch.setattr("vlmft.hub.here", lambda *_: tmp_path)
+    assert without_waiting(there) == without_waiting(tiny) == {"HF_HUB_OFFLINE": "1"}

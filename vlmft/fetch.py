@@ -54,6 +54,15 @@ def make_ready(model: Model | None, sets: Iterable[tuple[QuestionSet, str]], aga
         raise DataError("\n".join(dict.fromkeys(problems)))
 
 
+def without_waiting(model: Model) -> dict[str, str]:
+    """Environment of a child that needs a model's small files alone: the Hub is asked only where it answers and has to.
+
+    Its library would try again for half a minute.
+    """
+    ask = [one for one in _of_model(model) if not hub.here(*one) and not hub.unreachable(*one)]
+    return {} if ask else {"HF_HUB_OFFLINE": "1"}
+
+
 def look_through(model: Model | None, sets: Iterable[QuestionSet]) -> None:
     """Print what there is of a model and of each split of the sets, reading every row and unpacking pictures."""
     if model:

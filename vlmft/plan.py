@@ -23,6 +23,7 @@ from vlmft.data.load import source
 from vlmft.data.mixture import training_sets
 from vlmft.errors import ConfigError, DataError, RunFailed, how_it_died
 from vlmft.evaluation.evaluate import chosen_sets, prompts_of
+from vlmft.fetch import without_waiting
 from vlmft.hardware import child_environment, gpu_memory
 from vlmft.schema import Config, Device, QuestionSet, read_config
 
@@ -48,7 +49,7 @@ def start(config: Config) -> None:
     with tempfile.TemporaryDirectory(prefix="vlmft-") as scratch:
         request = OmegaConf.to_yaml(OmegaConf.structured(config))
         (Path(scratch) / "config.yaml").write_text(request, encoding="utf-8")
-        environment = child_environment(Device.cpu)  # it counts; no GPU is taken
+        environment = child_environment(Device.cpu) | without_waiting(config.model)  # it counts; no GPU is taken
         code = subprocess.run([sys.executable, "-m", "vlmft.plan", scratch], env=environment).returncode
         problem = Path(scratch) / _PROBLEM
         if problem.is_file():

@@ -19,7 +19,7 @@ from vlmft.check import findings
 from vlmft.check.parts import TEST, Part, add_findings, read_parts, state
 from vlmft.data.load import SHOWN
 from vlmft.errors import DataError, RunFailed, how_it_died
-from vlmft.fetch import model_folder
+from vlmft.fetch import model_folder, without_waiting
 from vlmft.files import read_json
 from vlmft.hardware import child_environment
 from vlmft.identity import digest
@@ -76,7 +76,7 @@ def _in_a_child(config: Config, folder: Path, key: str) -> Any:
     with tempfile.TemporaryDirectory(prefix="vlmft-check-") as scratch:
         request = Path(scratch) / "config.yaml"
         request.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
-        environment = child_environment(Device.cpu) | {"TOKENIZERS_PARALLELISM": "true"}
+        environment = child_environment(Device.cpu) | without_waiting(config.model) | {"TOKENIZERS_PARALLELISM": "true"}
         command = [sys.executable, "-m", "vlmft.check", str(request), str(folder), key]
         code = subprocess.run(command, env=environment).returncode
     if code:

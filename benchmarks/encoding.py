@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -27,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import datasets
 import sets
+from memory import peak_mb
 from transformers.utils import logging
 
 from vlmft.chat.encode import IGNORED, Encoder, Row, fit
@@ -62,14 +62,9 @@ def row_by_row(tokenizer: Any, questions: Sequence[Question]) -> Any:
     return datasets.Dataset.from_list(rows).map(tokenised, remove_columns=["prompt", "completion"])
 
 
-def held_gb() -> float:
-    """The most memory this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "linux" else 1e9)
-
-
 def whole_set(encoder: Encoder, spec: Any) -> tuple[dict[str, Any], list[Question]]:
     """What reading and encoding the set takes, and its questions."""
-    before, wall, cpu = held_gb(), time.perf_counter(), time.process_time()
+    before, wall, cpu = peak_mb() / 1e3, time.perf_counter(), time.process_time()
     questions = load(spec, "train").questions
     read = time.perf_counter()
     rows = ours(encoder, questions)
@@ -82,7 +77,7 @@ def whole_set(encoder: Encoder, spec: Any) -> tuple[dict[str, Any], list[Questio
         "encode_seconds": done - read,
         "cpu_seconds": time.process_time() - cpu,
         "rows_per_second": len(rows) / (done - wall),
-        "peak_gb": held_gb(),
+        "peak_gb": peak_mb() / 1e3,
         "libraries_gb": before,
     }, questions
 

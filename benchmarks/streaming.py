@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -28,6 +27,7 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELI
 sys.path.insert(0, str(Path(__file__).parent))
 
 import sets
+from memory import peak_mb
 from transformers.utils import logging
 
 from vlmft.chat.encode import Encoder, fit
@@ -54,11 +54,6 @@ def written(folder: Path, rows: int) -> Dataset:
             row = {"id": n, "image": f"{n // QUESTIONS % PICTURES}.png", "conversations": turns, "modality": "MR"}
             file.write(json.dumps(row) + "\n")
     return Dataset(name="streamed", format="conversations", path=str(folder), streaming=True)
-
-
-def peak_mb() -> float:
-    """The most memory this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e3 if sys.platform == "linux" else 1e6)
 
 
 def streamed(encoder: Encoder, dataset: Dataset, run: Path, rounds: int) -> dict[str, Any]:

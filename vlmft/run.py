@@ -171,13 +171,13 @@ def _one_run(config: Config, stage: str = "") -> Path:
         generate, rescore = results.pending(folder, hashes, config.eval.protocols)
         if not (trained and not generate and results.read(folder)["state"] == "done"):
             make_ready(model, [])  # a run that is done did not need it until now
-            if config.check and not trained:
-                preflight.before_training(config)
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
             origin = start.as_dict() if start else None
             record_attempt(folder, _fingerprints(config), model_folder(model), origin)
             print(f"run       {folder}", flush=True)
+            if config.check and not trained:
+                _looked_at(config, folder)
             _work([folder], ["-m", "vlmft.worker", str(folder)], config, lock)
         else:
             _rescore(folder, rescore, hashes, config.eval.protocols)
@@ -187,6 +187,16 @@ def _one_run(config: Config, stage: str = "") -> Path:
                     return folder  # its scores are in the sweep's report
     _report([folder], config.eval)
     return folder
+
+
+def _looked_at(config: Config, folder: Path) -> None:
+    """Look at rows and pictures before the worker starts; what is wrong is the run's error, which its report shows."""
+    try:
+        preflight.before_training(config)
+    except DataError as error:
+        status.correct(folder, "failed", str(error))
+        results.update(folder, state="failed")
+        raise
 
 
 def _evaluate_runs(config: Config) -> None:

@@ -11,7 +11,8 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import ConfigCompositionException, MissingConfigException
@@ -109,6 +110,26 @@ def _wrong_values(config: Config) -> Iterable[str]:
 
 def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def composed(overrides: Sequence[str], dataset: Mapping[str, Any] | None = None) -> Config:
+    """The checked config of a command line, where Hydra's main has not composed one; `dataset` are keys of its dataset.
+
+    Raises ConfigError in the words of train.py.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    # No sweep here, and vlmft's sweeper is found only from the repository's folder.
+    own = "hydra/sweeper=basic"
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(Path(__file__).parents[1] / "conf")):
+            cfg = compose("config", [*overrides, own])
+            for key, value in (dataset or {}).items():
+                cfg.dataset[key] = value
+            return check(cfg)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error)) from error
 
 
 def require(config: Config, *groups: str) -> None:

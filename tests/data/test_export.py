@@ -218,7 +218,7 @@ def test_a_row_that_would_read_back_otherwise_is_named_and_nothing_is_left(
 
 def test_a_picture_that_was_written_otherwise_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = own_set(tmp_path / "own", ROWS)
-    monkeypatch.setattr("vlmft.data.sources._parquet._kept", lambda root, content: picture(root / "ab" / "a.png"))
+    monkeypatch.setattr("vlmft.data.sources._parquet.kept", lambda root, content: picture(root / "ab" / "a.png"))
     with pytest.raises(DataError, match=r"row 1 \(id 1\): images .* is read as"):
         export(config, ["train"], tmp_path / "out", AnswerStyle.answer)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmft.chat import prompts
-from vlmft.config_check import check, explain, require
+from vlmft.config_check import composed, require
 from vlmft.data.exported import EXAMPLES, IMAGES, MESSAGES, SAVE_TO_DISK, Part, differences, refuse
 from vlmft.data.load import Loaded, load
 from vlmft.data.mixture import LIMITS, load_member, training_sets
@@ -27,7 +27,6 @@ from vlmft.errors import ConfigError, DataError
 from vlmft.files import whole_folder, write_json
 from vlmft.schema import AnswerStyle, Config
 
-HYDRAS_OWN = "hydra/sweeper=basic"  # no sweep here, and vlmft's sweeper is found only from the repository's folder
 SHOWN = 5  # rows of each split in examples.json
 
 Splits = Mapping[str, list[Question]]
@@ -35,20 +34,10 @@ Splits = Mapping[str, list[Question]]
 
 def choose(name: str, overrides: Sequence[str], path: str | None = None, language: str | None = None) -> Config:
     """The config of a command line with dataset=`name` and the overrides. ConfigError in train.py's words."""
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(Path(__file__).parents[2] / "conf")):
-            composed = compose("config", [f"dataset={name}", *overrides, HYDRAS_OWN])
-            composed.dataset.path = path or composed.dataset.path
-            composed.dataset.language = language or composed.dataset.language
-            config = check(composed)
-            require(config, "dataset")
-            return config
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(error)) from error
+    said = {key: value for key, value in (("path", path), ("language", language)) if value}
+    config = composed([f"dataset={name}", *overrides], said)
+    require(config, "dataset")
+    return config
 
 
 def export(
@@ -145,7 +134,7 @@ def _write_messages(folder: Path, questions: Splits, style: AnswerStyle, absolut
 
     def copied(image: str) -> str:
         if image not in copies:
-            kept = _parquet._kept(folder / IMAGES, Path(image).read_bytes())
+            kept = _parquet.kept(folder / IMAGES, Path(image).read_bytes())
             copies[image] = str(Path(kept).relative_to(folder))
         return copies[image]
 

@@ -19,7 +19,7 @@ from typing import TypeAlias
 from vlmft.data import images, load, sources
 from vlmft.data.picture_check import Seen, perceptual_hash
 from vlmft.data.question import BadRow, Question
-from vlmft.data.training_split import in_one_form
+from vlmft.data.training_split import fraction_of, in_one_form
 from vlmft.errors import DataError
 from vlmft.schema import BadRows, Dataset, Method
 
@@ -43,7 +43,7 @@ def problems(dataset: Dataset) -> Iterator[str]:
         )
     if dataset.weight != 1:
         yield f"dataset.weight={dataset.weight:g} is of a set within a mixture, which streaming does not read"
-    if dataset.validation is not None and _is_number(dataset.validation):
+    if fraction_of(dataset.validation) is not None:
         yield (
             f"dataset.validation={dataset.validation} is drawn from all images, which streaming never has together; "
             "name a split or a file"
@@ -52,13 +52,6 @@ def problems(dataset: Dataset) -> Iterator[str]:
     if dataset.format in formats and not hasattr(load.source(dataset), "stream"):
         can = [name for name in formats if hasattr(load.source(Dataset(format=name)), "stream")]
         yield f"dataset.streaming: {dataset.format} is read whole; {', '.join(can)} can be streamed"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return float(text) is not None
-    except ValueError:
-        return False
 
 
 def reach(dataset: Dataset, method: Method) -> int | None:

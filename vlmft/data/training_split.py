@@ -43,7 +43,7 @@ def training_questions(dataset: Dataset, seed: int) -> TrainingSplit:
     loaded = load_mixture(dataset, "train", seed)
     dropped = sum(len(part.dropped) for part in loaded.values())
     weights = {name: member.weight for name, member in training_sets(dataset).items()}
-    if (fraction := _fraction(dataset.validation)) is not None:
+    if (fraction := fraction_of(dataset.validation)) is not None:
         for part in loaded.values():
             rest, aside = split_off(part.questions, fraction, seed)
             part.questions[:] = rest
@@ -69,7 +69,7 @@ def validation_sets(dataset: Dataset) -> list[tuple[QuestionSet, str]]:
     None where it is a fraction or null. Raises DataError for a test split, and for what is neither.
     """
     wanted = dataset.validation
-    if wanted is None or _fraction(wanted) is not None:
+    if wanted is None or fraction_of(wanted) is not None:
         return []
     members = {
         name: replace(member, bad_rows=BadRows.drop if dataset.bad_rows is BadRows.drop else member.bad_rows)
@@ -126,7 +126,8 @@ def _is_test_file(file: Path, member: QuestionSet) -> bool:
         return False
 
 
-def _fraction(text: str | None) -> float | None:
+def fraction_of(text: str | None) -> float | None:
+    """The number that `dataset.validation` is, or None where it names something."""
     try:
         return None if text is None else float(text)
     except ValueError:

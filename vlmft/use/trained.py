@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmft.config_check import check, explain
+from vlmft.config_check import composed
 from vlmft.data.question import Question
 from vlmft.errors import ConfigError, DataError
 from vlmft.evaluation.evaluate import chosen_sets, test_questions
@@ -50,21 +50,7 @@ def config_of(folder: Path, model: str | None = None) -> tuple[Path, Config]:
             f"{folder} is no run, so nothing says how it is asked: name --model, an option of conf/model of its "
             "family, whose answer style and pixel limits it has"
         )
-    return run_of(folder, _composed(model))
-
-
-def _composed(model: str) -> Config:
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from vlmft.data.export import HYDRAS_OWN
-
-    try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(Path(__file__).parents[2] / "conf")):
-            return check(compose("config", [f"model={model}", "task=eval", HYDRAS_OWN]))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(error)) from error
+    return run_of(folder, composed([f"model={model}", "task=eval"]))
 
 
 def use_device(device: Device) -> None:

@@ -131,13 +131,13 @@ def _question(spec: QuestionSet, id: str, row: dict[str, Any], root: Path) -> Qu
     return Question(
         id=id,
         set=set_name(spec),
-        images=(_kept(root, content),),
+        images=(kept(root, content),),
         turns=(Turn(question, answer),),
         answer_type=type_of(answer),
     )
 
 
-def _kept(root: Path, content: bytes) -> str:
+def kept(root: Path, content: bytes) -> str:
     """The file of an image below `root`, written if it is not there whole; the same for the same bytes."""
     digest = hashlib.sha256(content).hexdigest()[:32]
     path = root / digest[:2] / f"{digest}{_extension(content)}"

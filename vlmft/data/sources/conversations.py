@@ -131,7 +131,7 @@ def _path_of(spec: QuestionSet) -> Callable[[Any], str]:
 
     def path_of(image: Any) -> str:
         if isinstance(image, dict) and isinstance(content := image.get("bytes"), bytes):
-            return _parquet._kept(unpacked, content)
+            return _parquet.kept(unpacked, content)
         name = image.get("path") if isinstance(image, dict) else image
         if not isinstance(name, str) or not name.strip():
             raise Unusable(f"image is {image!r}; it should be a file name or a list of file names")

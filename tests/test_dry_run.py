@@ -22,8 +22,8 @@ from vlmft.errors import DataError
 from vlmft.models.load import source
 from vlmft.schema import Config
 from vlmft.status import Status
-from vlmft.training import rehearsal, sft
-from vlmft.training.trainer import VqaTrainer
+from vlmft.training import fine_tuning, rehearsal
+from vlmft.training.sft import VqaTrainer
 from vlmft.worker import prepare
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -86,7 +86,7 @@ def test_the_forecast_is_what_a_run_has_on_disk(method: str, config: Callable[..
     dry, run = folder(tmp_path / "dry"), folder(tmp_path / "run")
     found = rehearse(chosen, prepare(chosen, dry, Status(dry)), dry)
     ready = prepare(chosen, run, Status(run))
-    summary = sft.train(
+    summary = fine_tuning.train(
         chosen, model=ready.model, encoder=ready.encoder, rows=ready.rows.rows, validation=[],
         decisions=ready.decisions, run=run, callbacks=[],
     )  # fmt: skip
@@ -216,5 +216,5 @@ def test_the_largest_rows_are_those_that_cost_most_where_they_are() -> None:
        "load_best_model_at_end": True}, 3)],
 )  # fmt: skip
 def test_checkpoints_side_by_side(settings: dict[str, Any], most: int, tmp_path: Path) -> None:
-    args = sft.SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **settings)
+    args = fine_tuning.SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **settings)
     assert rehearsal.most_checkpoints(args, steps=100, steps_per_epoch=40) == most

@@ -22,7 +22,7 @@ from vlmft.hardware import decide
 from vlmft.models.adapters import is_adapter, load_adapter
 from vlmft.models.load import freeze, load_model, load_processor, part_of, stop_ids
 from vlmft.schema import AnswerStyle, Config, Generation, Model
-from vlmft.training import sft
+from vlmft.training import fine_tuning
 from vlmft.training.callbacks import checksums
 
 FAMILIES = ("glm41v", "glm41v_base", "glm45v", "qwen3vl", "llama32_vision", "deepseek_r1")
@@ -128,11 +128,11 @@ def train(config: Config, run: Path) -> tuple[Any, Encoder, dict[str, int]]:
     decisions = decide(config.model, config.method, config.hardware)
     trainer_model: list[Any] = []
     watch = type(
-        "Watch", (sft.TrainerCallback,), {"on_train_begin": lambda *a, model, **k: trainer_model.append(model)}
+        "Watch", (fine_tuning.TrainerCallback,), {"on_train_begin": lambda *a, model, **k: trainer_model.append(model)}
     )
-    sft.train(config, model=model, encoder=encoder, rows=rows, validation=[], decisions=decisions, run=run,
+    fine_tuning.train(config, model=model, encoder=encoder, rows=rows, validation=[], decisions=decisions, run=run,
               callbacks=[watch()])  # fmt: skip
-    sft.put_in_place(run)
+    fine_tuning.put_in_place(run)
     return trainer_model[0] if trainer_model else model, encoder, before
 
 
@@ -185,7 +185,7 @@ def test_a_frozen_part_stays(part: str, family: str, config: Callable[..., Confi
     rows = [row for q in training_questions(chosen.dataset, 0).train for row in encoder.train_rows(q)]
     before = checksums(model)
     decisions = decide(chosen.model, chosen.method, chosen.hardware)
-    sft.train(chosen, model=model, encoder=encoder, rows=rows, validation=[], decisions=decisions, run=tmp_path,
+    fine_tuning.train(chosen, model=model, encoder=encoder, rows=rows, validation=[], decisions=decisions, run=tmp_path,
               callbacks=[])  # fmt: skip
     moved = {part_of(name) for name, value in checksums(model).items() if value != before[name]}
     assert moved == {"vision", "projector", "llm"} - {part}
@@ -211,14 +211,14 @@ def test_lora_stays_in_the_language_model(family: str, config: Callable[..., Con
     from peft import get_peft_model
 
     chosen = config("method=lora")
-    adapted = get_peft_model(load_model(chosen.model, "float32"), sft.lora_config(chosen.method, chosen.model))
+    adapted = get_peft_model(load_model(chosen.model, "float32"), fine_tuning.lora_config(chosen.method, chosen.model))
     touched = {name.split(".lora_A")[0] for name, _ in adapted.named_parameters() if "lora_A" in name}
     inside = "model.layers" if family in TEXT_ONLY else "language_model.layers"
     assert touched and all(inside in name for name in touched)
     kinds = {name.rsplit(".", 1)[1] for name in touched}
     experts = "glm45v" in chosen.model.name
     assert kinds >= {"q_proj", "k_proj", "v_proj", "o_proj"} | (set() if experts else {"down_proj"})
-    assert ("no adapter" in sft.describe(adapted)) is experts
+    assert ("no adapter" in fine_tuning.describe(adapted)) is experts
 
 
 def test_routed_experts_can_have_adapters(composed: Callable[..., Config], tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_routed_experts_can_have_adapters(composed: Callable[..., Config], tmp_p
     chosen = composed("model=tiny_glm45v", *QUICK, "method=lora", targets)
     model, encoder, _ = train(chosen, tmp_path)
     assert any("experts" in name and "lora_" in name for name, _ in model.named_parameters())
-    assert "no adapter" not in sft.describe(model)
+    assert "no adapter" not in fine_tuning.describe(model)
     reloaded = load_adapter(load_model(chosen.model, "float32"), tmp_path / "final")
     assert greedy(reloaded, encoder, chosen) == greedy(model, encoder, chosen)
 

@@ -63,7 +63,10 @@ FITTING: list[tuple[Kind, dict[str, Any]]] = [
     ("SFTConfig", {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 2}, "optim": "sgd"}),
     ("SFTConfig", {"save_steps": 0.1, "eval_strategy": "steps", "per_device_eval_batch_size": 4}),
     ("SFTConfig", {"optim_target_modules": ["attn", "mlp"], "debug": ["underflow_overflow"]}),
-    ("DPOConfig", {"beta": 0.2, "loss_type": ["sigmoid", "sft"], "loss_weights": [1, 0.5], "ld_alpha": None}),
+    (
+        "DPOConfig",
+        {"beta": 0.2, "loss_type": ["sigmoid", "sft"], "loss_weights": [1, 0.5], "f_divergence_type": "js_divergence"},
+    ),
     ("LoraConfig", {"r": 8, "target_modules": "all-linear", "bias": "none", "rank_pattern": {"q_proj": 4}}),
     ("LoraConfig", {"target_modules": ["q_proj"], "init_lora_weights": False, "layer_replication": [[0, 4]]}),
     ("LoraConfig", {"init_lora_weights": "pissa_niter_16", "eva_config": {"rho": 2.0}}),

@@ -23,7 +23,7 @@ from vlmft.models import quantized
 from vlmft.models.load import load_model, load_processor, part_of, stop_ids
 from vlmft.schema import Config, Generation
 from vlmft.status import Status
-from vlmft.training import sft
+from vlmft.training import fine_tuning
 from vlmft.training.callbacks import checksums
 from vlmft.worker import train
 
@@ -69,13 +69,13 @@ def run(config: Callable[..., Config], tmp_path_factory: Any) -> tuple[Path, Any
     folder: Path = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patched:
 
-        def keep(*args: Any, of: Any = sft.trainer_of, **kwargs: Any) -> Any:
+        def keep(*args: Any, of: Any = fine_tuning.trainer_of, **kwargs: Any) -> Any:
             before = checksums(kwargs["model"])
             trainer = of(*args, **kwargs)
             caught.extend([trainer.model, before])
             return trainer
 
-        patched.setattr(sft, "trainer_of", keep)
+        patched.setattr(fine_tuning, "trainer_of", keep)
         trained(config(), folder)
     return folder, *caught  # type: ignore[return-value]
 
@@ -96,7 +96,7 @@ def test_linear_layers_are_in_few_bits_but_for_head_and_projector(
     count = sum(weight.numel() for weight in learnt)
     base = sum(weight.numel() for weight in load_model(config().model, "float32").parameters())
     assert count == TRAINED[twin][method]
-    assert sft.describe(model).startswith(f"training {count:,} of {base + count:,} weights")
+    assert fine_tuning.describe(model).startswith(f"training {count:,} of {base + count:,} weights")
     after = {name.replace("base_model.model.", "").replace(".base_layer", ""): value
              for name, value in checksums(model).items() if "lora_" not in name}  # fmt: skip
     assert after == before, "the base stays, its biases too"

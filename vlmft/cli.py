@@ -1,4 +1,4 @@
-"""`vlmft report | status | rescore | compare | score | ask | export`: what is done with runs that exist, or sets."""
+"""`vlmft report | status | rescore | compare | score | ask | export | pairs`: what is done with runs, or sets."""
 
 from __future__ import annotations
 
@@ -19,8 +19,17 @@ from vlmft.evaluation.protocols import PROTOCOLS
 from vlmft.evaluation.scores import score
 from vlmft.evaluation.table import print_comparisons, print_matches, print_scores, print_table
 from vlmft.lock import Locked, RunLock
-from vlmft.schema import AnswerStyle, BadRows, Eval, QuestionSet
-from vlmft.use.commands import ask, ask_options, export_model, export_options
+from vlmft.schema import BadRows, Eval, QuestionSet
+from vlmft.use.commands import (
+    ask,
+    ask_options,
+    data_options,
+    export_data,
+    export_model,
+    export_options,
+    pairs,
+    pairs_options,
+)
 
 DEFAULT = Eval().protocols
 
@@ -63,8 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     again = command("rescore", _rescore, "score the stored predictions of runs again, and rebuild their result.json")
     again.add_argument("runs", nargs="+", type=_folder, metavar="RUN_DIR")
     _matches(again)
-    pairs = command("compare", _compare, "test every two runs against each other on the questions both answer")
-    pairs.add_argument("runs", nargs="+", type=_folder, metavar="RUN_DIR")
+    several = command("compare", _compare, "test every two runs against each other on the questions both answer")
+    several.add_argument("runs", nargs="+", type=_folder, metavar="RUN_DIR")
     outside = command("score", _score, "score predictions that were made elsewhere against a publisher's questions")
     outside.add_argument("--questions", required=True, metavar="PATH", help="the publisher's folder")
     outside.add_argument("--format", required=True, help="slake, vqa_rad, pathvqa, conversations, …")
@@ -86,22 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     out.add_argument("--data", nargs="?", const="", metavar="SET", help="a set of train.py's dataset=…; needs no run")
     out.add_argument("--out", type=_folder, metavar="FOLDER", help="a new folder (of a run: RUN_DIR/export)")
     export_options(out.add_argument_group("with RUN_DIR"))
-    _of_data(out.add_argument_group("with --data"))
+    data_options(out.add_argument_group("with --data"))
+    about = "the wrong answers of a run as preference rows, for method=dpo"
+    rejects = commands.add_parser("pairs", help=about, description=pairs.__doc__)
+    rejects.set_defaults(command=pairs)
+    pairs_options(rejects, DEFAULT[0], PROTOCOLS)
     return parser
-
-
-def _of_data(group: Any) -> None:
-    from vlmft.data.exported import FORMS, MESSAGES
-
-    group.add_argument("--split", action="append", metavar="SPLIT", help="once or more (default: train)")
-    group.add_argument("--answer-style", default=AnswerStyle.answer.name, choices=[style.name for style in AnswerStyle])
-    group.add_argument("--form", default=MESSAGES, choices=FORMS, help=f"a JSON file and images ({MESSAGES}), or "
-                       "a folder of the library datasets")  # fmt: skip
-    group.add_argument("--path", metavar="FOLDER", help="where the set lies (dataset.path)")
-    group.add_argument("--language", help="only the questions of one language (en, zh)")
-    group.add_argument("--max-rows", type=int, metavar="N", help="of each split at most N questions, in whole images")
-    group.add_argument("--absolute", action="store_true", help="name the pictures where they lie, and copy none")
-    group.add_argument("--validate", type=_folder, metavar="FOLDER", help="only look through what was exported")
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -114,26 +113,7 @@ def _export(options: argparse.Namespace) -> None:
         return
     if options.push or options.dtype:
         raise ConfigError("export: --push and --dtype are of a RUN_DIR; leave them out of --data")
-    _export_data(options)
-
-
-def _export_data(options: argparse.Namespace) -> None:
-    from vlmft.data import export, exported
-
-    if options.validate:
-        for part in exported.validate(options.validate):
-            print(f"in order  {part.describe()}")
-        return
-    if not options.data or not options.out:
-        raise ConfigError("export: name the set and the new folder, --data slake --out FOLDER")
-    config = export.choose(options.data, options.arguments, options.path, options.language)
-    style, splits = AnswerStyle[options.answer_style], options.split or ["train"]
-    for part in export.export(
-        config, splits, options.out, style, form=options.form, absolute=options.absolute, most=options.max_rows
-    ):
-        print(f"written   {part.describe()}")
-        if part.left_out:
-            print(f"left out  {len(part.left_out):,} rows that cannot be used, the first: {part.left_out[0]}")
+    export_data(options)
 
 
 def _report(options: argparse.Namespace) -> None:

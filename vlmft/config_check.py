@@ -25,7 +25,7 @@ from vlmft.errors import ConfigError, DataError
 from vlmft.evaluation.ablations import PASSES
 from vlmft.evaluation.protocols import PROTOCOLS
 from vlmft.hardware import micro_batch
-from vlmft.schema import Config, Packing, QuestionSet
+from vlmft.schema import Closed, Config, Eval, Packing, QuestionSet, Task
 
 GROUPS = ("model", "dataset", "method", "hardware", "eval", "experiment")
 _OF_A_MIXTURE = {"name", "max_rows", "max_test_rows", "percent", "bad_rows"}  # these hold for each member
@@ -45,7 +45,7 @@ def check(cfg: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError("\n".join([*problems, _first_line(error)])) from error
     method = config.method
-    problems += library_keys.check("SFTConfig", method.trainer, "method.trainer")
+    problems += library_keys.check(library_keys.TRAINERS[method.algorithm], method.trainer, "method.trainer")
     problems += library_keys.check("LoraConfig", method.peft or {}, "method.peft")
     problems += library_keys.check("BitsAndBytesConfig", method.quantization or {}, "method.quantization")
     method.quantization = method.quantization or None
@@ -97,6 +97,7 @@ def _wrong_values(config: Config) -> Iterable[str]:
     for name in config.eval.ablations:
         if name not in PASSES:
             yield f"eval.ablations: there is no {name}.{_nearest(name, PASSES)}"
+    yield from _wrong_split(config)
     if not isinstance(config.eval.debug_matches, int) or config.eval.debug_matches < 0:
         yield f"eval.debug_matches={config.eval.debug_matches} should be a number of comparisons, or true"
     tokens = config.eval.generation.max_new_tokens
@@ -106,6 +107,23 @@ def _wrong_values(config: Config) -> Iterable[str]:
         yield f"eval.generation.batch_size={config.eval.generation.batch_size} should be at least 1"
     if config.log_level not in LOG_LEVELS:
         yield f"log_level: there is no {config.log_level}.{_nearest(config.log_level, LOG_LEVELS)}"
+
+
+def _wrong_split(config: Config) -> Iterable[str]:
+    """What does not go with another split than test: its answers are for pairs, not for scores."""
+    split = config.eval.split
+    if split == Eval.split:
+        return
+    told = f"eval.split={split}"
+    right = f"python train.py task=eval runs=[RUN_DIR] {told}"
+    if not re.fullmatch(r"\w[\w-]*", split) or split in PASSES:
+        yield f"eval.split={split!r} should be the name of a split, such as train"
+    elif config.task is not Task.eval:
+        yield f"{told} is for task=eval, which has a model answer these rows for vlmft pairs: {right}"
+    likely = config.eval.closed is Closed.likelihood
+    apart = {"ablations": config.eval.ablations, "closed=likelihood": likely, "baseline": config.eval.baseline}
+    for key in (key for key, given in apart.items() if given):
+        yield f"{told} does not go with eval.{key}; leave that out: {right}"
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

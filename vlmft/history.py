@@ -11,11 +11,13 @@ from typing import Any
 from vlmft.files import write_text
 
 HISTORY = "history.jsonl"
+REWARDS = ("rewards/accuracies", "rewards/margins")  # of DPO: share of pairs ranked rightly, and by how much
+SHOWN = {"loss", "eval_loss", "learning_rate", "grad_norm", *REWARDS, *(f"eval_{name}" for name in REWARDS)}
 _LOSS = re.compile(r'"loss": *(-?\d[\d.eE+-]*)')  # parsing every line would take most of the time of `vlmft status`
 
 
 def append(folder: Path, step: int, values: dict[str, float]) -> None:
-    """Add what was logged at a step: loss, eval_loss, learning_rate, grad_norm, whichever there are."""
+    """Add what was logged at a step: those of SHOWN that there are."""
     with open(folder / HISTORY, "a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n")
 

@@ -17,10 +17,10 @@ from vlmft.data.training_split import validation_sets
 from vlmft.errors import DataError
 from vlmft.evaluation import terms
 from vlmft.files import file_digests
-from vlmft.library_keys import weights_fields
+from vlmft.library_keys import TRAINERS, weights_fields
 from vlmft.models import adapters
 from vlmft.models.tiny import RECIPE
-from vlmft.schema import Closed, Config, Dataset, Eval, Method, Model, Packing, QuestionSet
+from vlmft.schema import Algorithm, Closed, Config, Dataset, Eval, Method, Model, Packing, QuestionSet
 
 # Of a set, beside its rows, their language and number.
 _READING = ("tasks", "modalities", "images", "include", "box_space", "options", "shuffle_options", "reasoning",
@@ -108,10 +108,11 @@ def reading(spec: QuestionSet) -> dict[str, Any]:
 
 def method_facts(method: Method) -> dict[str, Any]:
     """What of the method decides the weights; TRL's fields by the committed list."""
-    deciding = weights_fields("SFTConfig", method.trainer)
+    deciding = weights_fields(TRAINERS[method.algorithm], method.trainer)
     rates = {part: rate for part, rate in vars(method.learning_rates).items() if rate is not None}
     early = vars(method.early_stopping) if method.early_stopping.patience is not None else {}
     return {
+        **({"algorithm": method.algorithm.value} if method.algorithm is not Algorithm.sft else {}),
         "batch_size": method.batch_size,
         # How many questions share a row decides which come in one step.
         "packing": method.packing.value,
@@ -128,13 +129,16 @@ def method_facts(method: Method) -> dict[str, Any]:
 def generation_hash(weights: str, spec: QuestionSet, config: Eval, without: str = "") -> str:
     """Hash of what decides the predictions on one set: the weights (a run's name), the set's rows, how it generates.
 
-    `without` names a pass without the rows' pictures.
+    The rows are those of `config.split`; `without` names a pass without their pictures.
     """
     settings = {key: value for key, value in vars(config.generation).items() if key not in ("batch_size", "packing")}
-    rows = [load.fingerprint(spec, "test"), spec.language, spec.bad_rows.value, spec.max_test_rows, config.max_rows]
+    of_test = config.split == Eval.split
+    most = spec.max_test_rows if of_test else None
+    rows = [load.fingerprint(spec, config.split), spec.language, spec.bad_rows.value, most, config.max_rows]
     closed = [config.closed.value] if config.closed is not Closed.generate else []
     read = [reading(spec)] if reading(spec) else []
-    return digest([weights, rows, settings, *closed, *([without] if without else []), *read])
+    passed = [without] if without else [] if of_test else [config.split]  # one file may hold several splits
+    return digest([weights, rows, settings, *closed, *passed, *read])
 
 
 def folder_fingerprint(folder: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from vlmft.schema import Config, Method, Task
+from vlmft.schema import Algorithm, Config, Method, Task
 
 _TRAINS = (Task.train, Task.dry_run)
 
@@ -13,6 +13,8 @@ _TRAINS = (Task.train, Task.dry_run)
 def problems(config: Config) -> Iterable[str]:
     """A message for each setting that another one contradicts, or that lacks one."""
     yield from _values(config.method)
+    if config.method.algorithm is Algorithm.dpo and config.dataset.streaming:
+        yield "dataset.streaming: pairs are read whole, as what the reference says of each is kept; leave it out"
     if config.task in _TRAINS:
         yield from _quantized(config.method)
         yield from _validation(config)

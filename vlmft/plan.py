@@ -85,7 +85,7 @@ def row_sizes(config: Config, model_config: Any) -> RowSizes:
         _, questions = stream.count(config.dataset, 1)
     else:
         questions = training_questions(config.dataset, config.seed).train
-    rows = fit(encoder, encoder.rows(questions), limit, policy).rows
+    rows = fit(encoder, encoder.rows(questions, config.method.algorithm), limit, policy).rows
     if not rows:
         raise DataError(f"no row of {', '.join(sets)} has at most method.max_row_tokens={limit} tokens")
     prompts = [
@@ -94,7 +94,7 @@ def row_sizes(config: Config, model_config: Any) -> RowSizes:
         if _here(spec, "test")
         for row in prompts_of(encoder, spec, config.eval, limit, policy)[1].rows
     ]
-    said = f"{len(rows):,} of {', '.join(sets)}, the longest {max(len(row.input_ids) for row in rows):,} tokens"
+    said = f"{len(rows):,} of {', '.join(sets)}, the longest {max(row.length for row in rows):,} tokens"
     family, image_token = model_config.model_type, encoder.image_token_id
     return row_sizes.of_rows(rows, prompts, config.method, family, image_token, config.seed, said)
 

@@ -155,7 +155,7 @@ def _one_run(config: Config, stage: str = "") -> Path:
         folder, hashes = identified()
     except DataError:
         train = training_sets(config.dataset) if config.task is Task.train else {}
-        needed = [(spec, "train") for spec in train.values()] + [(spec, "test") for spec in sets.values()]
+        needed = [(spec, "train") for spec in train.values()] + [(spec, config.eval.split) for spec in sets.values()]
         make_ready(model, needed)  # or say everything that is missing
         folder, hashes = identified()
     if config.task is Task.train:
@@ -211,7 +211,7 @@ def _evaluate_runs(config: Config) -> None:
             sets = chosen_sets(config.eval, of_run.dataset)
             if not sets:
                 raise ConfigError("task=eval: no set to evaluate on; choose eval=…")
-            make_ready(None, [(spec, "test") for spec in sets.values()])
+            make_ready(None, [(spec, config.eval.split) for spec in sets.values()])
             hashes = wanted(folder.name, sets, config.eval)
             generate, rescore = results.pending(folder, hashes, config.eval.protocols)
             _rescore(folder, rescore, hashes, config.eval.protocols)
@@ -303,7 +303,9 @@ def _locked(folder: Path) -> Iterator[RunLock]:
 
 
 def _fingerprints(config: Config) -> dict[str, str]:
-    found = {name: fingerprint(spec, "test") for name, spec in chosen_sets(config.eval, config.dataset).items()}
+    split = config.eval.split
+    sets = chosen_sets(config.eval, config.dataset)
+    found = {name if split == Eval.split else f"{name} {split}": fingerprint(sets[name], split) for name in sets}
     if config.task is Task.train:
         found |= {f"{name} train": fingerprint(spec, "train") for name, spec in training_sets(config.dataset).items()}
     return found

@@ -53,6 +53,11 @@ class Images(Enum):
     ignore = "ignore"  # ask without the pictures, of a model that reads text only
 
 
+class Algorithm(Enum):
+    sft = "sft"  # supervised: the answers of the rows are learnt (TRL's SFTTrainer)
+    dpo = "dpo"  # preferences: the chosen answers rather than the rejected ones (TRL's DPOTrainer)
+
+
 class Packing(Enum):
     image = "image"  # questions about the same pictures share one sequence: the same loss, several times faster
     none = "none"  # every question by itself
@@ -155,11 +160,12 @@ class EarlyStopping:
 @dataclass
 class Method:
     name: str = ""
-    batch_size: int = 16  # questions per optimiser step, over all ranks and accumulation
+    algorithm: Algorithm = Algorithm.sft
+    batch_size: int = 16  # questions (under DPO pairs) per optimiser step, over all ranks and accumulation
     packing: Packing = Packing.image
     max_questions_per_row: int = 16  # that share a sequence under packing=image
     max_row_tokens: int = 4096  # a longer row is handled by `dataset.over_long`; image tokens are never cut
-    trainer: Dict[str, Any] = field(default_factory=_open)  # trl.SFTConfig
+    trainer: Dict[str, Any] = field(default_factory=_open)  # trl.SFTConfig; under DPO trl.DPOConfig
     learning_rates: LearningRates = field(default_factory=LearningRates)
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
     peft: Optional[Dict[str, Any]] = field(default_factory=_open)  # peft.LoraConfig; null: every weight is trained
@@ -192,6 +198,7 @@ class Eval:
     baseline: bool = False  # also the model as it is, before training, in a run of its own
     sets: Dict[str, QuestionSet] = field(default_factory=dict)
     protocols: List[str] = field(default_factory=lambda: ["normalized", "strict"])
+    split: str = "test"  # the split that is answered; another one is for vlmft pairs, and stands in no report
     max_rows: Optional[int] = None  # of each set
     bad_rows: BadRows = BadRows.refuse  # drop: of each set, whatever the set itself says
     closed: Closed = Closed.generate

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vlmft.files import read_json, write_json
+from vlmft.history import REWARDS
 
 _WRITE_EVERY = 0.5  # seconds between two writes of the file
 _PRINT_EVERY = 15.0  # seconds between two lines where the output is no terminal
@@ -80,10 +81,10 @@ class Status:
         self._write(now=done == total)
 
     def note(self, step: int, **values: float) -> None:
-        """Figures to show beside the progress: loss, eval_loss, learning_rate, grad_norm."""
+        """Figures to show beside the progress, those of history.SHOWN."""
         self.values.update(values)
         if self._bar is not None and "loss" in values:
-            self._bar.update(self._task, note=f"loss {values['loss']:.4g}")
+            self._bar.update(self._task, note=self._loss())
         self._write(now=False)
 
     def finish(self, state: str, error: str | None = None) -> None:
@@ -94,9 +95,13 @@ class Status:
 
     def _line(self) -> str:
         training = self.values["phase"] == "training" and self.values["loss"] is not None
-        loss = f", loss {self.values['loss']:.4g}" if training else ""
+        loss = f", {self._loss()}" if training else ""
         left = f", {self.values['eta']:.0f} s left" if self.values["eta"] is not None else ""
         return f"{self.values['phase']} {self.values['step']}/{self.values['total']}{loss}{left}"
+
+    def _loss(self) -> str:
+        ranked = self.values.get(REWARDS[0])
+        return f"loss {self.values['loss']:.4g}" + ("" if ranked is None else f", {ranked:.0%} of pairs ranked rightly")
 
     def _close_bar(self) -> None:
         if self._bar is not None:

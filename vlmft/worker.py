@@ -26,7 +26,7 @@ from vlmft.evaluation.evaluate import TRAINED_ON, chosen_sets, prompts_of
 from vlmft.evaluation.runs import Together, in_turn
 from vlmft.hardware import Decisions, decide
 from vlmft.provenance import decided, write_decided
-from vlmft.schema import Config, Task, read_config
+from vlmft.schema import Algorithm, Config, Task, read_config
 from vlmft.status import Status
 from vlmft.training import init_from
 
@@ -71,9 +71,9 @@ def prepare(config: Config, run: Path, status: Status) -> Prepared:
         split, rows = stream.split(), stream.encoded()
     else:
         split = training_questions(config.dataset, config.seed)
-        rows = fit(encoder, encoder.rows(split.train), limit, policy)
+        rows = fit(encoder, encoder.rows(split.train, config.method.algorithm), limit, policy)
         leakage.write(trained_on, init_from.with_earlier_rows(config, leakage.trained_on(split.train)))
-    held_out = fit(encoder, encoder.rows(split.validation), limit, policy)
+    held_out = fit(encoder, encoder.rows(split.validation, config.method.algorithm), limit, policy)
     logger.info("data      %s", stream.describe() if stream else split.describe())
     for what, count in (("over-long rows dropped", rows.dropped), ("images shrunk to fit", rows.shrunk)):
         if count:
@@ -86,16 +86,30 @@ def prepare(config: Config, run: Path, status: Status) -> Prepared:
         for sentence in found or [f"nothing of {name} is in train"]:
             logger.info("leakage   %s", sentence)
     decisions = _decisions(loaded, run, rows.rows, encoder.image_token_id)
+    if config.method.algorithm is Algorithm.dpo:
+        rows, held_out = (_with_reference(part, config, encoder, decisions, run, status) for part in (rows, held_out))
     model = init_from.load(config, decisions.load_dtype, run)
     freeze(model, **vars(config.model.freeze))
     return Prepared(split, encoder, rows, held_out, tests, decisions, model, stream)
+
+
+def _with_reference(
+    encoded: Encoded, config: Config, encoder: Encoder, decisions: Decisions, run: Path, status: Status
+) -> Encoded:
+    """The pairs with what the reference model says of them."""
+    from vlmft.training.reference import with_reference
+
+    if not encoded.rows:
+        return encoded
+    status.phase("asking the reference", total=len(encoded.rows))
+    return replace(encoded, rows=with_reference(config, encoded.rows, encoder, decisions, run, status.advance))
 
 
 def train(config: Config, run: Path, status: Status) -> None:
     """The run's training, unless `final/` shows that it is done."""
     if (run / "final").is_dir() or config.task is Task.eval:
         return
-    from vlmft.training import checkpoints, sft
+    from vlmft.training import checkpoints, fine_tuning
     from vlmft.training.callbacks import Progress, Wandb
 
     ready = prepare(config, run, status)
@@ -108,7 +122,7 @@ def train(config: Config, run: Path, status: Status) -> None:
     if config.tracking.wandb:
         settings: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
         callbacks.append(Wandb(config.tracking, run, settings))
-    summary = sft.train(
+    summary = fine_tuning.train(
         config, model=ready.model, encoder=ready.encoder, rows=ready.rows.rows, validation=ready.held_out.rows,
         decisions=ready.decisions, run=run, callbacks=callbacks, stream=ready.stream,
     )  # fmt: skip
@@ -117,7 +131,7 @@ def train(config: Config, run: Path, status: Status) -> None:
         "images_shrunk": ready.rows.shrunk, "answers_renamed": ready.split.renamed,
     }  # fmt: skip
     results.update(run, train=summary | {"device": ready.decisions.as_dict()} | counts)
-    sft.put_in_place(run)  # last: from here on the training counts as done
+    fine_tuning.put_in_place(run)  # last: from here on the training counts as done
 
 
 def _memory(config: Config, ready: Prepared, run: Path) -> list[Any]:

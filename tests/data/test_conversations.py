@@ -323,20 +323,21 @@ GOOD, BAD = ([{"role": "assistant", "content": [{"type": "text", "text": text}]}
 )  # fmt: skip
 def test_preference_rows_of_every_form_are_the_same_question(tmp_path: Path, said: dict[str, Any]) -> None:
     got = question(tmp_path, {"images": ["a.png"], "modality": "CT", **said})
-    assert (got.turns, got.rejected, got.facts) == ((Turn("Where?", "liver"),), "lung", {"modality": "CT"})
-    assert without_images(got).rejected == "lung"
+    assert (got.turns, got.rejected) == ((Turn("Where?", "liver"),), Turn("Where?", "lung"))
+    assert got.facts == {"modality": "CT"}
+    assert without_images(got).rejected == Turn("Where?", "lung")
 
 
-def test_preference_after_earlier_turns_and_with_thoughts(tmp_path: Path) -> None:
+def test_preference_after_earlier_turns_keeps_both_thoughts(tmp_path: Path) -> None:
     said = [*ASKED, YES, {"role": "user", "content": "Is it big?"}]
     targets = {"chosen": "<think>8 cm.</think><answer>Yes</answer>", "rejected": "<think>Dark.</think>No"}
     got = question(tmp_path, {"messages": said, "images": ["a.png"], **targets})
     assert got.turns == (Turn("Where?", "liver"), Turn("Is it big?", "Yes", "8 cm."))
-    assert (got.rejected, got.answer_type) == ("No", "closed")
+    assert (got.rejected, got.answer_type) == (Turn("Is it big?", "No", "Dark."), "closed")
 
 
 def test_row_without_preference_has_nothing_rejected(tmp_path: Path) -> None:
-    assert question(tmp_path, row(chosen=None, rejected=None)).rejected == ""
+    assert question(tmp_path, row(chosen=None, rejected=None)).rejected is None
 
 
 @pytest.mark.parametrize(
@@ -345,6 +346,7 @@ def test_row_without_preference_has_nothing_rejected(tmp_path: Path) -> None:
         ({"chosen": "liver"}, "has 'chosen' without 'rejected'"),
         ({"rejected": "lung"}, "has 'rejected' without 'chosen'"),
         ({"chosen": "lung", "rejected": "<answer>lung</answer>"}, "chosen and rejected are the same answer, 'lung'"),
+        ({"chosen": "lung", "rejected": "<think>Dark.</think>lung"}, "chosen and rejected are the same answer, 'lung'"),
         ({"chosen": "liver", "rejected": " "}, "rejected: the answer is empty"),
         ({"chosen": "", "rejected": "lung"}, "the answer is empty"),
         ({"chosen": [], "rejected": "lung"}, "chosen: the answer is empty"),

@@ -50,7 +50,8 @@ ROWS = [
     talk("Compare <image> with <image>.\nWhich?", "B", images=["a.jpg", "b.tif"], options=["CT", "MRI"]),
     talk("<image><image>Where?", "[[1, 2, 3, 4]]", images=["a.jpg", "a.jpg"], task="detection", box_space="0-1000"),
     talk("What is pus?", "fluid < 3 ml; \"thick\"\nand yellow", id="x/y"),
-    talk("<image>\nIs it?", images=["a.jpg"], chosen="<think>Red.</think>yes", rejected="<answer>no</answer>"),
+    talk("<image>\nIs it?", images=["a.jpg"], chosen="<think>Red.</think>yes",
+         rejected="<think>Pale.</think><answer>no</answer>"),
 ]  # fmt: skip
 
 
@@ -76,8 +77,16 @@ def test_rows_of_every_kind_read_back_as_they_were(tmp_path: Path, style: Answer
     assert (part.rows, part.pictures) == (6, 2)
     if style not in (AnswerStyle.think, AnswerStyle.think_answer):
         assert meant[0].turns[0].thought == "Pale."
-        meant = [replace(one, turns=tuple(replace(turn, thought=None) for turn in one.turns)) for one in meant]
-    assert meant[5].rejected == "no" and meant[2].text == "Compare <image> with <image>.\nWhich?"
+        meant = [
+            replace(
+                one, turns=tuple(replace(turn, thought=None) for turn in one.turns),
+                rejected=one.rejected and replace(one.rejected, thought=None),
+            )
+            for one in meant
+        ]  # fmt: skip
+    thought = "Pale." if style in (AnswerStyle.think, AnswerStyle.think_answer) else None
+    assert meant[5].rejected == Turn("Is it?", "no", thought)
+    assert meant[2].text == "Compare <image> with <image>.\nWhich?"
     assert without_places(read_again(tmp_path / "out"), "s") == meant
     assert validate(tmp_path / "out") == [part._replace(left_out=())]
 
@@ -102,9 +111,8 @@ def test_what_stands_in_the_files(tmp_path: Path) -> None:
     assert len(list((out / "images").rglob("*.*"))) == 2, "a picture is there once"
     assert rows[2]["options"] == ["CT", "MRI"] and rows[2]["images"][0] == image
     assert rows[5]["messages"] == [{"role": "user", "content": "<image>\nIs it?"}]
-    assert (
-        rows[5]["chosen"] == "<think>Red.</think><answer>yes</answer>" and rows[5]["rejected"] == "<answer>no</answer>"
-    )
+    assert rows[5]["chosen"] == "<think>Red.</think><answer>yes</answer>"
+    assert rows[5]["rejected"] == "<think>Pale.</think><answer>no</answer>"
     examples = json.loads((out / "examples.json").read_text())
     assert len(examples) == 5 and examples[0] == {
         "id": "1",

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.test_sft import QUICK, decisions, parts, train
+from tests.training.test_fine_tuning import QUICK, decisions, parts, train
 from vlmft.errors import ConfigError, DataError
 from vlmft.identity import run_name
 from vlmft.models.load import part_of
 from vlmft.schema import Config
-from vlmft.training import sft
+from vlmft.training import fine_tuning
 from vlmft.training.callbacks import checksums
 
 RATES = {"vision": 3e-3, "projector": 5e-2, "llm": 1e-2}
@@ -54,9 +54,9 @@ def test_each_part_moves_at_its_rate(config: Callable[..., Config], tmp_path: Pa
 
 def trainer_of(config: Config, run: Path) -> Any:
     model, encoder, rows = parts(config)
-    epochs = sft.plan(config.method, decisions(config), rows, encoder, 0, model.config.model_type)
-    args = sft.arguments(config.method, decisions(config), run, 0, debug=False)
-    return sft.trainer_of(
+    epochs = fine_tuning.plan(config.method, decisions(config), rows, encoder, 0, model.config.model_type)
+    args = fine_tuning.arguments(config.method, decisions(config), run, 0, debug=False)
+    return fine_tuning.trainer_of(
         config, model=model, encoder=encoder, epochs=epochs, validation=[], args=args, callbacks=[]
     )  # fmt: skip
 
@@ -98,7 +98,7 @@ def test_without_rates_of_their_own_nothing_changes(
     weights = []
     for own in (True, False):
         if not own:
-            monkeypatch.delattr(sft.VqaTrainer, "create_optimizer")
+            monkeypatch.delattr(Planned, "create_optimizer")
         chosen = config("method.trainer.weight_decay=0.1")
         model, encoder, rows = parts(chosen)
         train(chosen, tmp_path / str(own), model=model, encoder=encoder, rows=rows)
@@ -112,7 +112,7 @@ def test_a_resumed_run_keeps_the_groups(config: Callable[..., Config], tmp_path:
     train(chosen, tmp_path / "whole")
     killed = tmp_path / "killed"
     shutil.copytree(tmp_path / "whole", killed, ignore=shutil.ignore_patterns("final", "checkpoint-3"))
-    assert sft.checkpoints.newest(killed) == killed / "checkpoint-2"
+    assert fine_tuning.checkpoints.newest(killed) == killed / "checkpoint-2"
     train(chosen, killed)
     one, other = (tmp_path / run / "final" / "model.safetensors" for run in ("whole", "killed"))
     assert one.read_bytes() == other.read_bytes()

@@ -20,7 +20,7 @@ from vlmft.models.load import load_model, load_processor
 from vlmft.models.memory import resting
 from vlmft.models.shape import shape_of
 from vlmft.schema import Config
-from vlmft.training import sft
+from vlmft.training import fine_tuning
 from vlmft.training.peak_memory import MeasuredPeak, compared
 
 
@@ -52,7 +52,7 @@ def test_a_step_holds_what_is_estimated(
     need = resting(shape_of(loaded.config, config.model, config.method, "float32"), 4)
     estimated, held, told = need.weights + need.gradients + need.states, Held(), []
     peak = MeasuredPeak(estimated, told.append, measure=lambda: held.bytes)
-    sft.train(
+    fine_tuning.train(
         config, model=loaded, encoder=encoder, rows=rows, validation=[], run=tmp_path, callbacks=[held, peak],
         decisions=decide(config.model, config.method, config.hardware),
     )  # fmt: skip

@@ -27,7 +27,7 @@ from vlmft.identity import run_name
 from vlmft.models.load import load_model, load_processor
 from vlmft.plan import row_sizes
 from vlmft.schema import BadRows, Config
-from vlmft.training import sft
+from vlmft.training import fine_tuning
 from vlmft.training.callbacks import checksums
 from vlmft.training.streamed import STORED, Stream, Streamed, read_through
 
@@ -285,7 +285,7 @@ def test_a_resumed_run_ends_in_the_same_weights(
         run.mkdir(exist_ok=True)
         model = load_model(chosen.model, "float32")
         of = found(chosen, encoder, run)
-        summary = sft.train(
+        summary = fine_tuning.train(
             chosen, model=model, encoder=encoder, rows=of.rows, validation=[], run=run, callbacks=callbacks,
             decisions=decide(chosen.model, chosen.method, chosen.hardware), stream=of,
         )  # fmt: skip
@@ -295,7 +295,7 @@ def test_a_resumed_run_ends_in_the_same_weights(
     assert (summary["steps"], summary["questions"]) == (10, 38)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", Stop(8))
-    assert sft.checkpoints.newest(tmp_path / "run").name == "checkpoint-6"  # type: ignore[union-attr]
+    assert fine_tuning.checkpoints.newest(tmp_path / "run").name == "checkpoint-6"  # type: ignore[union-attr]
     summary, weights = train(tmp_path / "run")
     assert (summary["steps"], summary["questions"]) == (10, 38) and weights == expected
 

@@ -9,7 +9,7 @@ import torch
 
 from vlmft.chat.encode import IGNORED, Encoder, Row
 from vlmft.chat.image_cache import normalized
-from vlmft.chat.packing import Pack, into_lines, layout
+from vlmft.chat.packing import Pack, layout, lines_of
 from vlmft.data import images
 
 
@@ -84,9 +84,10 @@ def _tiles(encoder: Encoder, rows: Sequence[Row], input_ids: torch.Tensor) -> di
 
 def collate_packs(encoder: Encoder, packs: Sequence[Pack]) -> dict[str, Any]:
     """A batch of packs to train on, padded on the right: `collate`'s, with `layout` where rows share their pictures."""
-    if all(len(pack.rows) == 1 for pack in packs):
-        return collate(encoder, [pack.rows[0] for pack in packs], padding_side="right")
-    return collate_lines(encoder, into_lines(packs))
+    lines = lines_of(packs)
+    if any(pack.prefix for pack in packs):
+        return collate_lines(encoder, lines)
+    return collate(encoder, [branch for line in lines for pack in line for branch in pack.rows], padding_side="right")
 
 
 def collate_lines(encoder: Encoder, lines: Sequence[Sequence[Pack]]) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def _joined(packs: Sequence[Pack]) -> Row:
     for pack in packs:
         ids += pack.rows[0].input_ids[: pack.prefix]
         labels += [IGNORED] * pack.prefix
-        for row in pack.rows:
+        for row in pack.branches:
             ids += row.input_ids[pack.prefix :]
             labels += row.labels[pack.prefix :]
     pictures = tuple(picture for pack in packs for picture in pack.rows[0].images)

@@ -8,7 +8,7 @@ carry labels. Image tokens are counted from the image's header, so no picture is
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -19,7 +19,7 @@ from vlmft.chat.rendering import Pieces, conversations, prompt
 from vlmft.data import images
 from vlmft.data.question import Question, Turn
 from vlmft.errors import DataError
-from vlmft.schema import AnswerStyle, OverLong
+from vlmft.schema import Algorithm, AnswerStyle, OverLong
 
 IGNORED = -100  # the label that every Hugging Face loss passes over
 _DATE = "26 Jul 2024"  # what Llama's templates tell where no clock is; a prompt must be the same every day
@@ -42,6 +42,31 @@ class Row:
     @property
     def answer_tokens(self) -> int:
         return sum(label != IGNORED for label in self.labels)
+
+    @property
+    def branches(self) -> tuple[Row, ...]:
+        """The sequences that the model reads of it."""
+        return (self,)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest of its sequences."""
+        return max(len(branch.input_ids) for branch in self.branches)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair(Row):
+    """A prompt with the wanted answer, and `rejected`: the same prompt with the other one.
+
+    `reference` are the log-probabilities of both answers under the reference model, once they are known.
+    """
+
+    rejected: Row
+    reference: tuple[float, float] | None = None
+
+    @property
+    def branches(self) -> tuple[Row, ...]:
+        return (Row(self.question, self.input_ids, self.labels, self.images), self.rejected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +108,44 @@ class Encoder:
         """Where this processor's pictures are kept."""
         return ImageCache(getattr(self.processor, "image_processor", None))
 
-    def rows(self, questions: Iterable[Question]) -> Iterator[Row]:
+    def rows(self, questions: Iterable[Question], algorithm: Algorithm = Algorithm.sft) -> Iterator[Row]:
         """Training rows, in the order of the questions, which are taken as the rows are asked for.
 
         One row a question, with every answer trained; where the template rewrites history (drops thoughts), one for
-        each answer. Raises DataError for a text that has not as many image places as its question has pictures.
+        each answer. Under DPO one Pair a question, whose last answers alone carry labels. Raises DataError for a text
+        that has not as many image places as its question has pictures, and under DPO for a question without a
+        rejected answer.
         """
+        if algorithm is Algorithm.dpo:
+            return self._pairs(questions)
         return self._encoded(
             written
             for question in questions
             for written in conversations(self._render, question, self.style, self.think_prefilled)
         )
+
+    def _pairs(self, questions: Iterable[Question]) -> Iterator[Row]:
+        both = self._encoded(
+            (question, [*prompt(self._render, question, self.style, self.think_prefilled), said])
+            for question in questions
+            for said in self._answers(question)
+        )
+        for chosen, rejected in zip(both, both, strict=True):
+            if chosen.input_ids == rejected.input_ids:
+                raise DataError(
+                    f"{chosen.question}: as model.answer_style={self.style.value} writes them, the chosen and the "
+                    "rejected answer are the same; take the row out, or choose a style that writes thoughts"
+                )
+            yield Pair(chosen.question, chosen.input_ids, chosen.labels, chosen.images, rejected)
+
+    def _answers(self, question: Question) -> list[str]:
+        """What is wanted and what is not, as they are trained."""
+        if question.rejected is None:
+            raise DataError(
+                f"question {question.id} of {question.set} has no rejected answer: DPO is trained on rows with "
+                "'chosen' and 'rejected'; `vlmft pairs RUN_DIR` makes them from what a run answered"
+            )
+        return [target(turn, self.style, self.think_prefilled) for turn in (question.turns[-1], question.rejected)]
 
     def prompts(self, questions: Iterable[Question]) -> Iterator[Row]:
         """What generation starts from, for each question: history, the last question, the generation prefix."""
@@ -228,7 +280,7 @@ def fit(encoder: Encoder, rows: Iterable[Row], limit: int, policy: OverLong) -> 
     too_long: list[Row] = []
     dropped = shrunk = 0
     for row in rows:
-        if len(row.input_ids) <= limit:
+        if row.length <= limit:
             kept.append(row)
         elif policy is OverLong.drop:
             dropped += 1
@@ -238,8 +290,8 @@ def fit(encoder: Encoder, rows: Iterable[Row], limit: int, policy: OverLong) -> 
         else:
             too_long.append(row)
     if too_long:
-        worst = sorted(too_long, key=lambda row: -len(row.input_ids))[:5]
-        listed = ", ".join(f"{row.question} ({len(row.input_ids)})" for row in worst)
+        worst = sorted(too_long, key=lambda row: -row.length)[:5]
+        listed = ", ".join(f"{row.question} ({row.length})" for row in worst)
         raise DataError(
             f"{len(too_long)} rows have more than method.max_row_tokens={limit} tokens, the longest: {listed}. "
             "Raise method.max_row_tokens, lower model.max_pixels, or set dataset.over_long to drop or shrink_image."
@@ -250,7 +302,7 @@ def fit(encoder: Encoder, rows: Iterable[Row], limit: int, policy: OverLong) -> 
 def _shrink(encoder: Encoder, row: Row, limit: int) -> Row | None:
     """The row with its pictures made smaller until it fits, or None where the text alone is too long."""
     counts = encoder.visual_tokens(row.images)
-    room = limit - (len(row.input_ids) - sum(counts))
+    room = limit - (row.length - sum(counts))
     pictures = row.images
     while counts and sum(counts) > room:
         scale = min(0.95, (room / sum(counts)) ** 0.5) if room > 0 else 0.0
@@ -268,5 +320,11 @@ def _shrink(encoder: Encoder, row: Row, limit: int) -> Row | None:
     if not counts:
         return None
     old = encoder.visual_tokens(row.images)
-    ids, labels = encoder.with_visual_tokens(row.input_ids, row.labels, old, counts)
-    return Row(row.question, ids, labels, pictures)
+
+    def shrunk(branch: Row) -> dict[str, Any]:
+        ids, labels = encoder.with_visual_tokens(branch.input_ids, branch.labels, old, counts)
+        return {"input_ids": ids, "labels": labels, "images": pictures}
+
+    if isinstance(row, Pair):
+        return replace(row, rejected=replace(row.rejected, **shrunk(row.rejected)), **shrunk(row))
+    return replace(row, **shrunk(row))

@@ -1,5 +1,7 @@
 """Questions about the same pictures in one sequence: what they have in common once, then each question as a branch.
 
+A pair (DPO) is two branches, of its chosen and its rejected answer, and shares its prompt without pictures, too.
+
     tokens    [ prefix with the pictures ][ q1 a1 ][ q2 a2 ] …
     mask      a branch sees the prefix and itself, never a sibling
     position  every branch starts where the prefix ends
@@ -17,35 +19,61 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from vlmft.chat.encode import IGNORED, Row
-from vlmft.schema import Method, Packing
+from vlmft.schema import Algorithm, Method, Packing
 
 if TYPE_CHECKING:
     import torch
 
 # Families whose packed rows the tests prove equal to ordinary ones, by `config.model_type`.
 PROVEN = ("glm4v", "glm4v_moe", "qwen3_vl")
+_PROVEN_FOR_PAIRS = (*PROVEN, "llama")  # which reads text alone: only a pair has something to share
 _PADDING = 1.05  # padded over real tokens, that is little enough
 
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """Rows about the same pictures, whose first `prefix` tokens are the same; 0 for a row by itself."""
+    """Rows about the same pictures, the first `prefix` tokens of all whose branches are the same.
+
+    0 where nothing is shared: a row by itself, a pair as two sequences.
+    """
 
     rows: tuple[Row, ...]
     prefix: int = 0
 
     @property
+    def branches(self) -> tuple[Row, ...]:
+        return tuple(branch for row in self.rows for branch in row.branches)
+
+    @property
     def tokens(self) -> int:
-        return self.prefix + sum(len(row.input_ids) - self.prefix for row in self.rows)
+        return self.prefix + sum(own_tokens(row, self.prefix) for row in self.rows)
+
+
+def pack(rows: Sequence[Row], prefix: int) -> Pack:
+    """The rows of a group that shares `prefix` tokens, or some of them; by itself a pair shares more of its own."""
+    branches = [branch for row in rows for branch in row.branches]
+    if len(rows) == 1 and prefix:
+        prefix = common_prefix(branches) if len(branches) > 1 else 0
+    return Pack(tuple(rows), prefix)
+
+
+def own_tokens(row: Row, prefix: int) -> int:
+    """What the row adds to a pack."""
+    return sum(len(branch.input_ids) - prefix for branch in row.branches)
 
 
 def questions_per_row(method: Method, family: str) -> int:
     """The most questions that may share a row: 1 without packing, and for a family that is not proven."""
-    return method.max_questions_per_row if method.packing is Packing.image and family in PROVEN else 1
+    return method.max_questions_per_row if method.packing is Packing.image and proven(method, family) else 1
+
+
+def proven(method: Method, family: str) -> bool:
+    """Whether rows of the method may share sequences in a family."""
+    return family in (_PROVEN_FOR_PAIRS if method.algorithm is Algorithm.dpo else PROVEN)
 
 
 def groups(rows: Sequence[Row], image_token_id: int | None) -> list[tuple[list[int], int]]:
-    """The positions of rows that can share a sequence, with the length of their prefix (0 where a row stays alone).
+    """The positions of rows that can share a sequence, with the length of their prefix (0 for one sequence alone).
 
     The prefix holds every picture and no label, and ends before the last unlabelled token of each row: what predicts a
     row's first answer token is the row's own.
@@ -58,8 +86,8 @@ def groups(rows: Sequence[Row], image_token_id: int | None) -> list[tuple[list[i
         together.setdefault((row.images, _digest(row.input_ids[:end])) if shared else number, []).append(number)
     found = []
     for numbers in together.values():
-        alone = len(numbers) == 1
-        found.append((numbers, 0 if alone else common_prefix([rows[number] for number in numbers])))
+        branches = [branch for number in numbers for branch in rows[number].branches]
+        found.append((numbers, common_prefix(branches) if len(branches) > 1 else 0))
     return found
 
 
@@ -86,6 +114,18 @@ def _after_images(row: Row, image_token_id: int | None) -> int:
 def _first_label(row: Row) -> int:
     """The position of the first labelled token; of the end, where the row is a prompt."""
     return next((n for n, label in enumerate(row.labels) if label != IGNORED), len(row.input_ids))
+
+
+def lines_of(packs: Sequence[Pack]) -> list[list[Pack]]:
+    """How packs are laid out: behind each other in lines, or where none shares anything every sequence by itself."""
+    if any(pack.prefix for pack in packs):
+        return into_lines(packs)
+    return [[Pack((branch,))] for pack in packs for branch in pack.branches]
+
+
+def in_order(packs: Sequence[Pack], lines: Sequence[Sequence[Pack]]) -> Sequence[Pack]:
+    """The packs as `lines_of` has laid them out."""
+    return [pack for line in lines for pack in line] if any(pack.prefix for pack in packs) else packs
 
 
 def into_lines(packs: Sequence[Pack]) -> list[list[Pack]]:
@@ -139,19 +179,19 @@ def layout(lines: Sequence[Sequence[Pack]], width: int) -> Any:
 
 
 def places(lines: Sequence[Sequence[Pack]]) -> Iterator[tuple[int, Row, list[int]]]:
-    """For each row of the lines, in order: its line, itself, and the places of its tokens there."""
+    """For each branch of the lines, in order: its line, the row it is, and the places of its tokens there."""
     for number, line in enumerate(lines):
         for _, start, first, _, here, end, row in _branches(line):
             yield number, row, [*range(start, first), *range(here, end)]
 
 
 def _branches(packs: Sequence[Pack]) -> Iterator[tuple[int, int, int, int, int, int, Row]]:
-    """For each row of a line: the number of its pack, where that and its first branch start; the number of its own
-    branch (from 1), where that starts and ends; and the row."""
+    """For each branch of a line: the number of its pack, where that and its first branch start; its own
+    number (from 1), where it starts and ends; and the row."""
     start = 0
     for number, pack in enumerate(packs):
         here = first = start + pack.prefix
-        for branch, row in enumerate(pack.rows, 1):
+        for branch, row in enumerate(pack.branches, 1):
             end = here + len(row.input_ids) - pack.prefix
             yield number, start, first, branch, here, end, row
             here = end

@@ -37,6 +37,7 @@ def result_of(config: Config, key: str) -> dict[str, Any]:
             task = bar.add_task(part.name, total=len(part.questions))
             measured, found = tokens.measure(
                 part, encoder,
+                algorithm=config.method.algorithm,
                 limit=config.method.max_row_tokens,
                 over_long=config.dataset.over_long,
                 new_tokens=token_limit(config.model.answer_style, config.eval.generation),

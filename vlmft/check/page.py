@@ -79,7 +79,10 @@ def _found(parts: Iterable[Part]) -> str:
 
 def _samples(part: Part) -> str:
     note = paragraph(
-        Markup('What the model reads; <span class="trained">in colour</span> what it is trained to say.')
+        Markup(
+            'What the model reads; <span class="trained">in colour</span> what it is trained to say, '
+            '<span class="rejected">struck through</span> what of a pair it is to say less often.'
+        )
         if part["use"] != "test"
         else "What the model reads before it answers."
     )

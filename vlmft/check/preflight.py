@@ -97,7 +97,7 @@ def _settings(config: Config) -> Any:
         "model": model, "dataset": whole["dataset"], "max_row_tokens": config.method.max_row_tokens,
         "sets": whole["eval"]["sets"], "own": config.eval.own, "max_rows": config.eval.max_rows,
         "bad_rows": whole["eval"]["bad_rows"], "max_new_tokens": config.eval.generation.max_new_tokens,
-        "seed": config.seed, "debug": config.debug,
+        "seed": config.seed, "debug": config.debug, "algorithm": config.method.algorithm.value,
     }  # fmt: skip
 
 

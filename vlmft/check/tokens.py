@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from vlmft.check.parts import TEST, Part
 from vlmft.data.question import Question
 from vlmft.errors import DataError
 from vlmft.evaluation.answers import parse
-from vlmft.schema import OverLong
+from vlmft.schema import Algorithm, OverLong
 
 SAMPLES = 8  # rows of a part that are shown
 WORST = 5
@@ -40,8 +41,9 @@ class Measured:
 
 
 def measure(
-    part: Part, encoder: Encoder, *, limit: int, over_long: OverLong, new_tokens: int, progress: Callable[[int], None]
-) -> tuple[Measured, list[Finding]]:
+    part: Part, encoder: Encoder, *, algorithm: Algorithm, limit: int, over_long: OverLong, new_tokens: int,
+    progress: Callable[[int], None],
+) -> tuple[Measured, list[Finding]]:  # fmt: skip
     """What the part's rows are for the model of `encoder`, and what is wrong with them for it.
 
     A row may have `limit` tokens, a reply `new_tokens`.
@@ -52,8 +54,8 @@ def measure(
     names = [where(question) for question in part.questions]
     shown = set(random.Random(f"samples {part.name}").sample(names, min(SAMPLES, len(names))))
     for start in range(0, len(part.questions), _AT_ONCE):
-        for row in _encoded(part, encoder, part.questions[start : start + _AT_ONCE], unread):
-            count = len(row.input_ids)
+        for row in _encoded(part, encoder, algorithm, part.questions[start : start + _AT_ONCE], unread):
+            count = row.length
             found.tokens.append(count)
             found.visual.append(0 if encoder.image_token_id is None else row.input_ids.count(encoder.image_token_id))
             if count > limit:
@@ -70,9 +72,11 @@ def measure(
     ]
 
 
-def _encoded(part: Part, encoder: Encoder, questions: Sequence[Question], unread: list[str]) -> Iterator[Row]:
+def _encoded(
+    part: Part, encoder: Encoder, algorithm: Algorithm, questions: Sequence[Question], unread: list[str]
+) -> Iterator[Row]:
     """The questions' rows; one that has none is added to `unread` with the reason."""
-    encode = encoder.prompts if part.use == TEST else encoder.rows
+    encode = encoder.prompts if part.use == TEST else partial(encoder.rows, algorithm=algorithm)
     try:
         yield from list(encode(questions))
     except DataError:  # of one of them; which ones is found one by one
@@ -135,7 +139,7 @@ def _said(encoder: Encoder, question: Question) -> tuple[int, str, str]:
 
 
 def _sample(encoder: Encoder, row: Row) -> dict[str, Any]:
-    """A row for people to read: runs of tokens as text, and whether they are trained."""
+    """A row for people to read: runs of tokens as text, and whether they are trained; of a pair both answers."""
     labels = row.labels or [IGNORED] * len(row.input_ids)
     kinds = [
         "image" if token == encoder.image_token_id else "trained" if label != IGNORED else "read"
@@ -145,6 +149,9 @@ def _sample(encoder: Encoder, row: Row) -> dict[str, Any]:
     for kind, ids in _runs(kinds, row.input_ids):
         text = f"{len(ids)} image tokens" if kind == "image" else encoder.tokenizer.decode(ids)
         pieces.append({"kind": kind, "text": text})
+    for other in row.branches[1:]:
+        said = [label for label in other.labels if label != IGNORED]
+        pieces.append({"kind": "rejected", "text": encoder.tokenizer.decode(said)})
     images = [path for path, _ in row.images]
     return {"row": row.question, "images": images, "tokens": len(row.input_ids), "pieces": pieces}
 

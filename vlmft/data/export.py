@@ -18,11 +18,11 @@ from typing import Any
 
 from vlmft.chat import prompts
 from vlmft.config_check import composed, require
-from vlmft.data.exported import EXAMPLES, IMAGES, MESSAGES, SAVE_TO_DISK, Part, differences, refuse
+from vlmft.data.exported import EXAMPLES, IMAGES, MESSAGES, SAVE_TO_DISK, Part, differences, refuse, said_otherwise
 from vlmft.data.load import Loaded, load
 from vlmft.data.mixture import LIMITS, load_member, training_sets
-from vlmft.data.question import IMAGE_MARK, Question, Turn
-from vlmft.data.sources import _chat, _parquet
+from vlmft.data.question import IMAGE_MARK, Question
+from vlmft.data.sources import Unusable, _chat, _parquet
 from vlmft.errors import ConfigError, DataError
 from vlmft.files import whole_folder, write_json
 from vlmft.schema import AnswerStyle, Config
@@ -67,23 +67,46 @@ def export(
         (fresh / below).mkdir(exist_ok=True)
         loaded = {split: _load(config, name, split, most) for split in dict.fromkeys(splits)}
         questions = {split: found.questions for split, found in loaded.items()}
-        write = _write_saved if form == SAVE_TO_DISK else _write_messages
-        write(fresh / below, questions, style, absolute)
-        shown = [_example(one, split, style) for split, rows in questions.items() for one in rows[:SHOWN]]
-        write_json(fresh / below / EXAMPLES, shown)
-        parts = []
-        for split, rows in questions.items():
-            file = below / (split if form == SAVE_TO_DISK else f"{split}.json")
-            refuse(folder / file, differences(fresh / file, rows, style))
-            pictures = len({image for one in rows for image in one.images})
-            parts.append(Part(folder / file, len(rows), pictures, loaded[split].dropped))
-        return parts
+        parts = write(fresh / below, folder / below, questions, style, form=form, absolute=absolute)
+        return [part._replace(left_out=found.dropped) for part, found in zip(parts, loaded.values(), strict=True)]
 
     try:
         with whole_folder(folder) as fresh:
             return [part for name in training_sets(config.dataset) for part in write_set(name, fresh)]
     except OSError as error:
         raise DataError(f"{folder} cannot be written: {error}") from error
+
+
+def write(
+    fresh: Path, folder: Path, questions: Splits, style: AnswerStyle, *, form: str = MESSAGES, absolute: bool = False
+) -> list[Part]:
+    """Write one set into `fresh`, which is to be `folder`, and read it back: what was written.
+
+    DataError naming the rows that do not read back as they are, OSError where a picture is not there.
+    """
+    write_rows = _write_saved if form == SAVE_TO_DISK else _write_messages
+    write_rows(fresh, questions, style, absolute)
+    shown = [_example(one, split, style) for split, rows in questions.items() for one in rows[:SHOWN]]
+    write_json(fresh / EXAMPLES, shown)
+    parts = []
+    for split, rows in questions.items():
+        file = split if form == SAVE_TO_DISK else f"{split}.json"
+        refuse(folder / file, differences(fresh / file, rows, style))
+        pictures = len({image for one in rows for image in one.images})
+        parts.append(Part(folder / file, len(rows), pictures))
+    return parts
+
+
+def fault(question: Question, style: AnswerStyle) -> str:
+    """Why what is said in a question would not be read back as it is, "" where it would."""
+    row = _row(question, style, str)
+    try:
+        turns, rejected = _chat.turns(*_chat.exchanges(row), len(question.images))
+    except Unusable as error:
+        return str(error)
+    if (turns, rejected) != (question.turns, question.rejected):
+        return "it is read as something else"
+    return said_otherwise(row, question)
 
 
 def _load(config: Config, name: str, split: str, most: int | None) -> Loaded:
@@ -108,14 +131,10 @@ def _row(question: Question, style: AnswerStyle, path_of: Callable[[str], str]) 
     row: dict[str, Any] = {"id": question.id, "messages": said, "images": [path_of(one) for one in question.images]}
     if question.rejected:
         row[_chat.CHOSEN] = said.pop()["content"]
-        row[_chat.REJECTED] = _rejected(question, style)
+        row[_chat.REJECTED] = prompts.target(question.rejected, style)
     row |= {"answer_type": question.answer_type.upper(), "task": question.task}
     row |= {"options": list(question.options)} if question.options else {}
     return row | {fact: value for fact, value in question.facts.items() if fact not in row}
-
-
-def _rejected(question: Question, style: AnswerStyle) -> str:
-    return prompts.target(Turn("", question.rejected), style)
 
 
 def _example(question: Question, split: str, style: AnswerStyle) -> dict[str, Any]:
@@ -126,7 +145,7 @@ def _example(question: Question, split: str, style: AnswerStyle) -> dict[str, An
         "messages": asked,
         "target": prompts.target(question.turns[-1], style),
     }
-    return example | ({"rejected": _rejected(question, style)} if question.rejected else {})
+    return example | ({"rejected": prompts.target(question.rejected, style)} if question.rejected else {})
 
 
 def _write_messages(folder: Path, questions: Splits, style: AnswerStyle, absolute: bool) -> None:

@@ -76,17 +76,17 @@ def _read(file: Path, image_root: str | None = None) -> Iterator[tuple[int, Ques
         if isinstance(got, BadRow):
             yield number, None, got.reason
         else:
-            yield number, got, _fault(row, got)
+            yield number, got, said_otherwise(row, got)
 
 
-def _fault(row: dict[str, Any], question: Question) -> str:
+def said_otherwise(row: dict[str, Any], question: Question) -> str:
     """What another reader than vlmft's would stumble over, "" where there is nothing."""
     said, rejected = _chat.exchanges(row)
     marks = sum(asked.count(IMAGE_MARK) for asked, _ in said)
     if marks != len(question.images):
         return f"{marks} {IMAGE_MARK} marks for {len(question.images)} images"
     pairs = [(target, turn.answer) for (_, target), turn in zip(said, question.turns, strict=True)]
-    for target, answer in [*pairs, *([(rejected, question.rejected)] if rejected else [])]:
+    for target, answer in [*pairs, *([(rejected, question.rejected.answer)] if rejected and question.rejected else [])]:
         parsed = parse(target, finish_reason="stop", answer_type=question.answer_type, task=question.task)
         if parsed.text != answer:
             return f"the answer {answer!r} is scored as {parsed.text!r}"
@@ -103,11 +103,14 @@ def differences(file: Path, questions: list[Question], style: AnswerStyle) -> li
             if image not in digests:
                 with open(image, "rb") as opened:
                     digests[image] = hashlib.file_digest(opened, "sha256").hexdigest()
-        turns = [(turn.question, (turn.thought if thinks else None), turn.answer) for turn in one.turns]
+        *turns, unwanted = [
+            turn and (turn.question, (turn.thought if thinks else None), turn.answer)
+            for turn in (*one.turns, one.rejected)
+        ]
         facts = {fact: value.strip() for fact, value in one.facts.items() if value.strip()}
         return {
             "id": one.id, "turns": turns, "answer_type": one.answer_type, "task": one.task, "options": one.options,
-            "rejected": one.rejected, "facts": facts, "images": [digests[image] for image in one.images],
+            "rejected": unwanted, "facts": facts, "images": [digests[image] for image in one.images],
         }  # fmt: skip
 
     faults = []

@@ -101,7 +101,8 @@ def load(
 def without_images(question: Question) -> Question:
     """The question as it is asked of a model that sees nothing."""
     turns = tuple(replace(turn, question=turn.question.replace(IMAGE_MARK, "").strip()) for turn in question.turns)
-    return replace(question, images=(), turns=turns)
+    rejected = question.rejected and replace(question.rejected, question=turns[-1].question)
+    return replace(question, images=(), turns=turns, rejected=rejected)
 
 
 def chosen(spec: QuestionSet, row: Question | BadRow) -> bool:

@@ -36,7 +36,7 @@ class Question:
     `id` is unique within a set and split and stable between runs. `images` are absolute paths. `facts` holds what the
     publisher says of the row (modality, organ, question type, …), as strings, for breakdowns of the score. The fact
     `box_space` says in what the boxes of a detection task are measured: "pixels" (also where it is absent) or "0-1000".
-    `rejected`, of a preference row, is the answer that is not wanted; the last turn's answer is the wanted one.
+    `rejected`, of a preference row, is the last turn with the answer that is not wanted, and its own thought.
     """
 
     id: str
@@ -47,7 +47,7 @@ class Question:
     facts: Mapping[str, str] = field(default_factory=dict)
     task: str = VQA  # what form of answer is asked for, one of TASKS
     options: tuple[str, ...] = ()  # of a multiple-choice question: their texts, A first
-    rejected: str = ""
+    rejected: Turn | None = None
 
     @property
     def text(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vlmft.data.load import image_groups, load, pick, source
 from vlmft.data.mixture import load_mixture, training_sets, weighted
-from vlmft.data.question import VQA, Question
+from vlmft.data.question import VQA, Question, Turn
 from vlmft.errors import DataError
 from vlmft.evaluation import terms
 from vlmft.schema import BadRows, Dataset, QuestionSet
@@ -60,7 +60,12 @@ def in_one_form(question: Question) -> Question:
     """The question with the synonyms of each answer in words in one form; letters, boxes and reports stay."""
     if question.task != VQA:
         return question
-    return replace(question, turns=tuple(replace(turn, answer=terms.target(turn.answer)) for turn in question.turns))
+
+    def said(turn: Turn) -> Turn:
+        return replace(turn, answer=terms.target(turn.answer))
+
+    rejected = question.rejected and said(question.rejected)
+    return replace(question, turns=tuple(map(said, question.turns)), rejected=rejected)
 
 
 def validation_sets(dataset: Dataset) -> list[tuple[QuestionSet, str]]:

@@ -22,6 +22,11 @@ PASSES = (BLANK, SHUFFLED)
 GREY = (128, 128, 128)
 
 
+def shows_other_pictures(name: str) -> bool:
+    """Whether predictions named `<set>.<pass>` are of such a pass, and not of a set or of another of its splits."""
+    return name.partition(".")[2] in PASSES
+
+
 def without_their_pictures(questions: Sequence[Question], kind: str) -> list[Question]:
     """The questions with other images, in order; one without images stays as it is.
 

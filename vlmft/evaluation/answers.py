@@ -83,6 +83,13 @@ def parse(raw: str, *, finish_reason: str, answer_type: str, think_prefilled: bo
     return Parsed(answer, OK) if answer else Parsed(None, EMPTY)
 
 
+def thought(raw: str) -> str:
+    """What a completion thinks before it answers, "" where it does not, or never comes to an end with it."""
+    text = _SPECIAL.sub("", raw)
+    closing = [tag for tag in _THINK.finditer(text) if tag[1]]
+    return _THINK.sub("", text[: closing[-1].start()]).strip() if closing else ""
+
+
 def parse_record(record: Mapping[str, Any]) -> Parsed:
     """`parse` on a stored prediction. Raises KeyError for one without raw, finish_reason or answer_type."""
     return parse(

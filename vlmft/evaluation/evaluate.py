@@ -15,8 +15,9 @@ from vlmft.data.mixture import training_sets
 from vlmft.data.question import CLOSED, MULTIPLE_CHOICE, VQA, Question
 from vlmft.errors import DataError
 from vlmft.evaluation import floors, results
-from vlmft.evaluation.ablations import SHUFFLED, without_their_pictures
+from vlmft.evaluation.ablations import PASSES, SHUFFLED, without_their_pictures
 from vlmft.evaluation.predictions import predictions_file
+from vlmft.files import file_digests
 from vlmft.identity import generation_hash
 from vlmft.schema import BadRows, Closed, Dataset, Eval, OverLong, QuestionSet
 from vlmft.status import Status
@@ -52,7 +53,14 @@ def chosen_sets(config: Eval, dataset: Dataset) -> dict[str, QuestionSet]:
 
 
 def wanted(run: str, sets: dict[str, QuestionSet], config: Eval) -> dict[str, str]:
-    """Generation hash of each set and of its passes without pictures, for the weights of the run named `run`."""
+    """Generation hash of each set and of its passes without pictures, for the weights of the run named `run`.
+
+    With `eval.split`, of that split alone; DataError where it is none of a set's, or has the rows of its test split.
+    """
+    if config.split != Eval.split:
+        for spec in sets.values():
+            _refuse_test_rows(spec, config.split)
+        return {f"{name}.{config.split}": generation_hash(run, spec, config) for name, spec in sets.items()}
     hashes = {name: generation_hash(run, spec, config) for name, spec in sets.items()}
     for kind in config.ablations:
         hashes |= {f"{name}.{kind}": generation_hash(run, spec, config, kind) for name, spec in sets.items()}
@@ -84,8 +92,9 @@ def evaluate(
         results.score_set(run, name, config.protocols, hashes[name])
     trained_on = run / TRAINED_ON
     for name in generate:
-        set_, _, without = name.partition(".")
-        said = repr((sets[set_], config.max_rows, max_row_tokens, over_long, without))
+        set_, _, passed = name.partition(".")
+        without = passed if passed in PASSES else ""
+        said = repr((sets[set_], config.split, config.max_rows, max_row_tokens, over_long, without))
         if said not in known:
             loaded, prompts = prompts_of(encoder, sets[set_], config, max_row_tokens, over_long, without)
             known[said] = loaded, prompts, _training_questions(sets[set_])
@@ -93,9 +102,10 @@ def evaluate(
         if name == generate[0]:
             _refuse_idle_adapter(model, encoder, prompts.rows, run)
         status.phase(f"evaluating {name}", total=len(loaded.questions))
-        notes = floors.learnt(train(), loaded.questions)
-        facts: dict[str, Any] = {"dropped_rows": len(loaded.dropped), "shrunk_rows": prompts.shrunk}
-        if trained_on.is_file():
+        of_test = config.split == Eval.split  # what a test question has of the training rows is not asked of these
+        notes = floors.learnt(train(), loaded.questions) if of_test else []
+        facts: dict[str, Any] = {"dropped_rows": len(loaded.dropped) + prompts.dropped, "shrunk_rows": prompts.shrunk}
+        if of_test and trained_on.is_file():
             audit = leakage.audit(leakage.each(trained_on), loaded.questions)
             notes = [note | row for note, row in zip(notes, audit.rows, strict=True)]
             facts["leakage"] = audit.counts
@@ -115,19 +125,53 @@ def test_questions(spec: QuestionSet, config: Eval) -> Loaded:
 def prompts_of(
     encoder: Encoder, spec: QuestionSet, config: Eval, max_row_tokens: int, over_long: OverLong, without: str = ""
 ) -> tuple[Loaded, Encoded]:
-    """The test questions of a set and their prompts, in the same order. Raises DataError for rows that cannot be used.
+    """The questions of a set that are answered and their prompts, in the same order. DataError for unusable rows.
 
-    Test questions are never dropped for their length: `dataset.over_long=drop` refuses here. `without` names a pass
-    whose prompts show other pictures than the questions' own.
+    Test questions are never dropped for their length: `dataset.over_long=drop` refuses here. Those of another
+    `eval.split` are, as in training. `without` names a pass whose prompts show other pictures than the questions' own.
     """
     from vlmft.chat.encode import fit
 
-    loaded = test_questions(spec, config)
+    of_test = config.split == Eval.split
+    loaded = test_questions(spec, config) if of_test else load(spec, config.split, limit=config.max_rows)
     shown = without_their_pictures(loaded.questions, without) if without else loaded.questions
-    # Another picture may be larger than the question's own.
-    shrinks = over_long is OverLong.shrink_image or without == SHUFFLED
-    policy = OverLong.shrink_image if shrinks else OverLong.refuse
-    return loaded, fit(encoder, encoder.prompts(shown), max_row_tokens, policy)
+    if without == SHUFFLED:
+        over_long = OverLong.shrink_image  # another picture may be larger than the question's own
+    elif of_test and over_long is OverLong.drop:
+        over_long = OverLong.refuse
+    prompts = fit(encoder, encoder.prompts(shown), max_row_tokens, over_long)
+    if not prompts.rows:
+        raise DataError(
+            f"{spec.name} {config.split}: all {prompts.dropped} rows have more than method.max_row_tokens="
+            f"{max_row_tokens} tokens"
+        )
+    if prompts.dropped:
+        kept = {row.question for row in prompts.rows}
+        left = [question for question in loaded.questions if f"{question.set}:{question.id}" in kept]
+        loaded = Loaded(left, loaded.dropped)
+    return loaded, prompts
+
+
+def _refuse_test_rows(spec: QuestionSet, split: str) -> None:
+    """DataError where the split has rows of the test split, by whatever name its file goes, or where there is none."""
+    module = source(spec)
+    found = [set(file_digests(module.files(spec, split)))]
+    try:
+        found.append(set(file_digests(module.files(spec, Eval.split))))
+    except DataError:  # there is no test split
+        return
+    if not set.intersection(*found):
+        return
+    rows, test = (
+        {(row.id, row.text, row.images) for row in module.read(spec, name) if isinstance(row, Question)}
+        for name in (split, Eval.split)
+    )
+    if rows & test:
+        raise DataError(
+            f"{spec.name}: the split {split} has the rows of the test split, in {module.files(spec, split)[0]}; test "
+            f"questions are answered with eval.split={Eval.split}, and never made into pairs. Name another file with "
+            f"{'' if split in spec.splits else '+'}dataset.splits.{split}=FILE"
+        )
 
 
 def _refuse_idle_adapter(model: Any, encoder: Encoder, rows: Sequence[Row], run: Path) -> None:

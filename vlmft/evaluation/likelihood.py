@@ -7,21 +7,18 @@ the sum over its tokens. A division by the length, as for texts that may go on, 
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
-from vlmft.chat.collate import collate, collate_lines, for_model
 from vlmft.chat.encode import IGNORED, Encoder, Row
-from vlmft.chat.packing import PROVEN, Pack, attention_mask, groups, into_lines, places, position_ids
+from vlmft.chat.packing import PROVEN, Pack, groups
 from vlmft.data.question import Turn
 from vlmft.errors import DataError
 from vlmft.evaluation.batches import batches
+from vlmft.models.log_probabilities import log_probabilities
 from vlmft.schema import Generation, Packing
 
 _DECIMALS = 4  # of a log-probability; what differs by less is a tie, as rounding in another batch may differ as much
@@ -59,7 +56,7 @@ def choose(
     for batch in batches(rows, together, settings.batch_size):
         packs = [Pack(tuple(rows[n] for n in part), prefix) for part, prefix in batch]
         done = [scored[n] for part, _ in batch for n in part]
-        for (number, text), value in zip(done, _log_probabilities(model, encoder, packs, shares), strict=True):
+        for (number, text), value in zip(done, log_probabilities(model, encoder, packs), strict=True):
             found[number][text] = _checked(value, prompts[number], text)
         whole = [n for n in dict.fromkeys(number for number, _ in done) if len(found[n]) == len(named[n])]
         if whole:
@@ -70,42 +67,6 @@ def _row(encoder: Encoder, prompt: Row, option: str) -> Row:
     """The prompt answered with `option`, with labels on that answer and its end token alone."""
     said = encoder.answer_ids(Turn("", option))
     return replace(prompt, input_ids=prompt.input_ids + said, labels=[IGNORED] * len(prompt.input_ids) + said)
-
-
-@torch.inference_mode()
-def _log_probabilities(model: Any, encoder: Encoder, packs: Sequence[Pack], shares: bool) -> list[float]:
-    """The log-probability of the labelled tokens of each row, pack by pack."""
-    rows = [row for pack in packs for row in pack.rows]
-    if shares:
-        lines = into_lines(packs)
-        placed = list(places(lines))
-        batch = for_model(encoder, collate_lines(encoder, lines), model.device, model.dtype)
-        layout = batch.pop("layout")
-        batch |= {"position_ids": position_ids(model, batch, layout), "attention_mask": attention_mask(layout)}
-    else:
-        placed = [(number, row, list(range(len(row.input_ids)))) for number, row in enumerate(rows)]
-        batch = for_model(encoder, collate(encoder, rows, padding_side="right"), model.device, model.dtype)
-    del batch["labels"]
-
-    # Each labelled token is predicted at the place before it: for the first of a branch too, as that is in the branch.
-    wanted = [
-        (line, own[n - 1], label) for line, row, own in placed for n, label in enumerate(row.labels) if label != IGNORED
-    ]
-    line, column, token = torch.tensor(wanted, device=model.device).unbind(1)
-    if _keeps_logits(model):
-        kept, column = column.unique(return_inverse=True)
-        batch["logits_to_keep"] = kept
-    logits = model(**batch, use_cache=False).logits[line, column]
-    each = torch.log_softmax(logits.float(), dim=-1).gather(-1, token[:, None])[:, 0].double().cpu()
-    parts = each.split([row.answer_tokens for _, row, _ in placed])
-    sums = {id(row): part.sum().item() for (_, row, _), part in zip(placed, parts, strict=True)}
-    return [sums[id(row)] for row in rows]  # lines have them in another order
-
-
-def _keeps_logits(model: Any) -> bool:
-    """Whether the model computes logits at chosen places only; below an adapter too."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "logits_to_keep" in inspect.signature(base.forward).parameters
 
 
 def _checked(value: float, prompt: Row, option: str) -> float:

@@ -12,12 +12,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from vlmft.data.question import Question
+from vlmft.data.question import Question, Turn
 from vlmft.files import write_text
 
 
 def predictions_file(run: Path, name: str) -> Path:
-    """Of a set, or of one of its passes without the pictures: `<set>.<pass>`."""
+    """Of a set's test split, of one of its passes without the pictures (`<set>.<pass>`), or of another split of it
+    (`<set>.<split>`)."""
     return run / f"predictions_{name}.jsonl"
 
 
@@ -66,15 +67,20 @@ def record(
 ) -> dict[str, Any]:
     """What is kept of a reply: all that scoring, reports and a later second look need.
 
+    `history` (the turns before the question) and `thought` (of the gold answer) are there where the row has them.
     `more` may hold `train` (what the training rows have of this question: `floors.learnt`, `leakage.audit`), `shown`
     (other images than its own), `likelihood` (of its options) and `image_size`.
     """
+    earlier = [_turn(turn) for turn in question.turns[:-1]]
+    thought = question.turns[-1].thought
     return {
         "id": question.id,
         "set": question.set,
         "images": list(question.images),
+        **({"history": earlier} if earlier else {}),
         "question": question.text,
         "gold": question.answer,
+        **({"thought": thought} if thought else {}),
         "answer_type": question.answer_type,
         "task": question.task,
         "options": list(question.options),
@@ -85,6 +91,11 @@ def record(
         "think_prefilled": think_prefilled,
         "generation": generation,
     } | more
+
+
+def _turn(turn: Turn) -> dict[str, str]:
+    said = {"question": turn.question, "answer": turn.answer}
+    return said | ({"thought": turn.thought} if turn.thought else {})
 
 
 def read_predictions(file: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmft.evaluation import terms
+from vlmft.evaluation.ablations import shows_other_pictures
 from vlmft.evaluation.comparison import compare
 from vlmft.evaluation.predictions import generation_of, predictions_file, read_predictions
 from vlmft.evaluation.protocols import PROTOCOLS, SCORER_VERSION
@@ -41,17 +42,18 @@ def score_set(run: Path, name: str, protocols: Sequence[str], generation: str, *
 
     Protocols that it was scored under before are scored again beside `protocols`. `facts` (rows left out, leakage) are
     what scoring cannot know; those of before stay. A pass without the pictures also gets its difference to the set, and
-    goes when the set is answered anew.
+    goes when the set is answered anew; another split (`<set>.<split>`) has other questions, and stays.
     """
     evaluations = read(run)["evaluations"]
     before = evaluations.get(name, {})
     if before.get("generation", generation) != generation:
-        evaluations = {key: found for key, found in evaluations.items() if not key.startswith(f"{name}.")}
+        gone = {key for key in evaluations if key.startswith(f"{name}.") and shows_other_pictures(key)}
+        evaluations = {key: found for key, found in evaluations.items() if key not in gone}
     again = [protocol for protocol in before.get("scores", {}) if protocol in PROTOCOLS]
     named = list(dict.fromkeys([*protocols, *again]))
     records = read_predictions(predictions_file(run, name))
     entry = score(records, named)
-    real = read_predictions(predictions_file(run, name.partition(".")[0])) if "." in name else []
+    real = read_predictions(predictions_file(run, name.partition(".")[0])) if shows_other_pictures(name) else []
     if {row["id"] for row in real} & {row["id"] for row in records}:
         entry["difference"] = {protocol: compare(records, real, protocol) for protocol in named}
     kept = {key: value for key, value in before.items() if key in FACTS}

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vlmft.evaluation.ablations import PASSES
+from vlmft.evaluation.ablations import PASSES, shows_other_pictures
 from vlmft.evaluation.answer_kinds import OK
 from vlmft.evaluation.floors import QUESTION_ONLY
 from vlmft.evaluation.protocols import judge
@@ -39,7 +39,7 @@ def print_table(result: dict[str, Any]) -> None:
 
 def print_scores(title: str, evaluations: dict[str, Any]) -> None:
     """Print the scores of each set and protocol, and below what has to be known to read them."""
-    sets = {name: found for name, found in evaluations.items() if "." not in name}
+    sets = {name: found for name, found in evaluations.items() if not shows_other_pictures(name)}
     lines = [(name, found, protocol) for name, found in sets.items() for protocol in found["scores"]]
     metrics = [m for m in _COLUMNS if any(m in found["scores"][protocol]["metrics"] for _, found, protocol in lines)]
     passes = [kind for kind in PASSES if any(f"{name}.{kind}" in evaluations for name in sets)]
@@ -99,7 +99,9 @@ def _remarks(sets: dict[str, Any], evaluations: dict[str, Any]) -> Iterable[str]
         yield "floor: what the question alone gives away (the most common training answer to it)"
     for name, found in sets.items():
         points = 100 * found["smallest_difference"]
-        if points > 100:
+        if "." in name:
+            yield f"{name}: rows of the split {name.partition('.')[2]}, for vlmft pairs; they stand in no report"
+        elif points > 100:
             yield f"{name}: {found['n']} questions are too few to tell two models apart"
         else:
             yield (

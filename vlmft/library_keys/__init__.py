@@ -16,6 +16,7 @@ import yaml
 
 from vlmft.library_keys.source import HOMES, Field, Kind, fields_of
 from vlmft.library_keys.values import mismatch, nearest, nested_class
+from vlmft.schema import Algorithm
 
 _BATCH = (
     "method.batch_size is questions per optimiser step over all ranks; "
@@ -31,6 +32,7 @@ _TRACKING = "see tracking.*"
 _RESUME = "a started run always resumes from its own newest checkpoint, and must see the rows it has not seen"
 _HUB = "vlmft does not push to the Hub; upload the run's `final` folder"
 _LOG_LEVEL = "see log_level= at the top level"
+_REFERENCE = "the reference is the model that training starts from; what it says of the pairs is computed once and kept"
 _TASK = "see task="
 _SEED = "see seed= at the top level"
 _DTYPE = "see model.dtype"
@@ -110,6 +112,14 @@ _REFUSED_TRAINER: dict[str, str] = {
     "hub_always_push": _HUB,
     "hub_revision": _HUB,
 }
+_REFUSED_DPO: dict[str, str] = {
+    "precompute_ref_log_probs": _REFERENCE,
+    "precompute_ref_batch_size": _REFERENCE,
+    "sync_ref_model": _REFERENCE,
+    "ref_model_mixup_alpha": _REFERENCE,
+    "ref_model_sync_steps": _REFERENCE,
+    "ld_alpha": "what the reference says is kept for whole answers, not by token",
+}
 _REFUSED_PEFT: dict[str, str] = {
     "task_type": "the model's architecture says it",
     "peft_type": "method.peft is LoRA",
@@ -122,10 +132,13 @@ _REFUSED_PEFT: dict[str, str] = {
 }
 REFUSED: dict[Kind, dict[str, str]] = {
     "SFTConfig": _REFUSED_TRAINER,
-    "DPOConfig": _REFUSED_TRAINER,
+    "DPOConfig": _REFUSED_TRAINER | _REFUSED_DPO,
     "LoraConfig": _REFUSED_PEFT,
     "BitsAndBytesConfig": {},
 }
+
+# What `method.trainer` is passed to.
+TRAINERS: dict[Algorithm, Kind] = {Algorithm.sft: "SFTConfig", Algorithm.dpo: "DPOConfig"}
 
 # Names of older versions, or of no version, that many recipes carry.
 GONE: dict[str, str] = {
@@ -222,5 +235,8 @@ def _unknown(kind: Kind, key: str, legal: Mapping[str, Field]) -> str:
     allowed = nearest(key, [name for name in legal if name not in REFUSED[kind]])
     if allowed:
         return said + allowed
+    other: Kind = "SFTConfig" if kind == "DPOConfig" else "DPOConfig"
+    if kind in TRAINERS.values() and key in fields(other):
+        return f"{said}; it is {other}'s, of method={'lora' if kind == 'DPOConfig' else 'dpo'}"
     ours = nearest(key, REFUSED[kind])
     return f"{said}{ours}, which vlmft decides itself" if ours else said

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vlmft.chat.encode import Row
-from vlmft.chat.packing import groups, questions_per_row
+from vlmft.chat.packing import groups, pack, questions_per_row
 from vlmft.hardware import Decisions, divisors
 from vlmft.models.shape import Layers, Shape, shape_of
 from vlmft.schema import Hardware, Method, Model
@@ -176,9 +176,11 @@ def fitted(
 def typical(rows: Sequence[Row], most: int, image_token_id: int | None) -> dict[str, float]:
     """Means over the rows as `choose` takes them, where at most `most` questions share a row."""
     packs = sum(-(-len(numbers) // most) for numbers, _ in groups(rows, image_token_id))
-    visual = sum(row.input_ids.count(image_token_id) for row in rows) if image_token_id is not None else 0
+    alone = [pack([row], int(most > 1)) for row in rows]
+    shown = [one.rows if one.prefix else one.branches for one in alone]
+    images = (row.input_ids.count(image_token_id) for one in shown for row in one if image_token_id is not None)
     return {
-        "tokens_per_question": sum(len(row.input_ids) for row in rows) / len(rows),
-        "visual_tokens_per_question": visual / len(rows),
+        "tokens_per_question": sum(one.tokens for one in alone) / len(rows),
+        "visual_tokens_per_question": sum(images) / len(rows),
         "questions_per_pack": len(rows) / packs,
     }

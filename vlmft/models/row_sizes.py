@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmft.chat.encode import Row
-from vlmft.chat.packing import Pack, into_lines, questions_per_row
+from vlmft.chat.packing import Pack, lines_of, questions_per_row
 from vlmft.hardware import divisors
 from vlmft.models.memory import typical
 from vlmft.schema import Method, Model
@@ -68,7 +68,7 @@ def of_rows(
         planned = (epochs[number] for number in range(len(epochs)))
         largest[micro_batch] = _batch(max(planned, key=_tokens), image_token_id)
     prompts = prompts or rows
-    longest = max(len(row.input_ids) for row in prompts)
+    longest = max(row.length for row in prompts)
     return RowSizes(said, largest, typical(rows, most, image_token_id), longest, len(prompts), at_hand=True)
 
 
@@ -90,11 +90,10 @@ def _tokens(packs: Sequence[Pack]) -> int:
 
 def _batch(packs: Sequence[Pack], image_token_id: int | None) -> Batch:
     """As `collate_packs` lays it out."""
-    alone = all(len(pack.rows) == 1 for pack in packs)
-    lines = [[pack] for pack in packs] if alone else into_lines(packs)
+    lines = lines_of(packs)
     visual = pictures = 0
     for pack in packs:
-        first, *others = pack.rows
+        first, *others = pack.branches
         visual += first.input_ids.count(image_token_id) if image_token_id is not None else 0
         pictures += len(first.images)
         if not pack.prefix:

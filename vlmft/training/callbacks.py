@@ -38,8 +38,7 @@ class Progress(TrainerCallback):
         self.status.advance(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        shown = {"loss", "eval_loss", "learning_rate", "grad_norm"}
-        values = {key: float(value) for key, value in (logs or {}).items() if key in shown}
+        values = {key: float(value) for key, value in (logs or {}).items() if key in history.SHOWN}
         self.status.note(state.global_step, **values)
         if values:
             history.append(self.status.folder, state.global_step, {**values, **self.memory()})

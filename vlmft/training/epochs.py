@@ -16,8 +16,8 @@ from itertools import pairwise
 
 from torch.utils.data import Dataset, Sampler
 
-from vlmft.chat.encode import IGNORED, Row
-from vlmft.chat.packing import Pack, groups
+from vlmft.chat.encode import IGNORED, Pair, Row
+from vlmft.chat.packing import Pack, groups, own_tokens, pack
 
 
 class Epochs(Dataset[list[Pack]]):
@@ -43,7 +43,8 @@ class Epochs(Dataset[list[Pack]]):
         # Which questions a step has does not depend on how it is cut up.
         self.most, self.max_tokens = min(most, batch_size), max_tokens
         self.steps = math.ceil(len(rows) / batch_size)  # optimiser steps in an epoch
-        self._groups = groups(rows, image_token_id) if self.most > 1 else [([n], 0) for n in range(len(rows))]
+        self.shares = most > 1
+        self._groups = groups(rows, image_token_id) if self.shares else [([n], 0) for n in range(len(rows))]
         self._plan = lru_cache(maxsize=2)(self._planned)
 
     def __len__(self) -> int:
@@ -81,21 +82,21 @@ class Epochs(Dataset[list[Pack]]):
     def _packs(self, numbers: list[int], prefix: int, chance: random.Random) -> Iterator[Pack]:
         """The rows of one group in packs of about equal size, in an order of this epoch."""
         if len(numbers) == 1:
-            yield Pack((self.rows[numbers[0]],))
+            yield pack([self.rows[numbers[0]]], prefix)
             return
         order = chance.sample(numbers, len(numbers))
         pieces = math.ceil(len(order) / self.most)
         for piece in range(pieces):
             tokens = prefix
-            pack: list[Row] = []
+            rows: list[Row] = []
             for number in order[piece * len(order) // pieces : (piece + 1) * len(order) // pieces]:
                 row = self.rows[number]
-                tokens += len(row.input_ids) - prefix
-                if pack and tokens > self.max_tokens:
-                    yield _pack(pack, prefix)
-                    pack, tokens = [], len(row.input_ids)
-                pack.append(row)
-            yield _pack(pack, prefix)
+                tokens += own_tokens(row, prefix)
+                if rows and tokens > self.max_tokens:
+                    yield pack(rows, prefix)
+                    rows, tokens = [], prefix + own_tokens(row, prefix)
+                rows.append(row)
+            yield pack(rows, prefix)
 
     def _in_steps(self, packs: list[Pack]) -> Iterator[list[Pack]]:
         """The packs in `steps` parts of about as many questions each, none of them empty."""
@@ -115,15 +116,15 @@ class Epochs(Dataset[list[Pack]]):
     def _in_micro_batches(self, packs: list[Pack]) -> list[list[Pack]]:
         """The packs of a step in as many micro-batches as every step has, of about as many tokens each."""
         limit = self.batch_size // self.micro_batches
-        packs = [part for pack in packs for part in _cut(pack, -(-len(pack.rows) // limit))]
-        while len(packs) < self.micro_batches and (largest := max(packs, key=lambda pack: len(pack.rows))).rows[1:]:
+        packs = [part for whole in packs for part in _cut(whole, -(-len(whole.rows) // limit))]
+        while len(packs) < self.micro_batches and (largest := max(packs, key=lambda one: len(one.rows))).rows[1:]:
             packs.remove(largest)
             packs += _cut(largest, 2)
         # With fewer questions than micro-batches, one without labels stands in the place of each that is missing.
         packs += [Pack((_unlabelled(packs[0].rows[0]),))] * (self.micro_batches - len(packs))
         parts: list[list[Pack]] = [[] for _ in range(self.micro_batches)]
-        for pack in sorted(packs, key=lambda pack: -pack.tokens):
-            min(parts, key=lambda part: sum(other.tokens for other in part)).append(pack)
+        for one in sorted(packs, key=lambda one: -one.tokens):
+            min(parts, key=lambda part: sum(other.tokens for other in part)).append(one)
         return parts
 
 
@@ -141,16 +142,15 @@ class InOrder(Sampler[int]):
         return iter(range(first, first + len(self.epochs)))
 
 
-def _pack(rows: Sequence[Row], prefix: int) -> Pack:
-    return Pack(tuple(rows), prefix if len(rows) > 1 else 0)
-
-
-def _cut(pack: Pack, pieces: int) -> list[Pack]:
+def _cut(whole: Pack, pieces: int) -> list[Pack]:
     """The pack's rows in packs of about equal size."""
-    bounds = [piece * len(pack.rows) // pieces for piece in range(pieces + 1)]
-    return [_pack(pack.rows[start:end], pack.prefix) for start, end in pairwise(bounds)]
+    if pieces == 1:
+        return [whole]
+    bounds = [piece * len(whole.rows) // pieces for piece in range(pieces + 1)]
+    return [pack(whole.rows[start:end], whole.prefix) for start, end in pairwise(bounds)]
 
 
 def _unlabelled(row: Row) -> Row:
     """The row with nothing to learn from: its loss is zero, and every rank still has something to do."""
-    return replace(row, labels=[IGNORED] * len(row.labels))
+    silent = replace(row, labels=[IGNORED] * len(row.labels))
+    return replace(silent, rejected=_unlabelled(silent.rejected)) if isinstance(silent, Pair) else silent

@@ -18,12 +18,12 @@ from transformers import TrainerCallback, TrainerState
 from trl import SFTConfig
 
 from vlmft.chat.encode import Encoder, Row
-from vlmft.chat.packing import groups
+from vlmft.chat.packing import groups, own_tokens
 from vlmft.errors import DataError
 from vlmft.hardware import Decisions
 from vlmft.models.load import part_of
 from vlmft.schema import Config
-from vlmft.training import init_from, sft
+from vlmft.training import fine_tuning, init_from
 from vlmft.training.callbacks import Moved
 from vlmft.training.epochs import Epochs
 from vlmft.training.streamed import Stream
@@ -41,8 +41,8 @@ def rehearse(
     these the forecast of the whole run. Raises NonFinite, DataError where a weight that is trained gets no gradient,
     and RuntimeError where something that should have moved did not.
     """
-    full = sft.arguments(config.method, decisions, run, config.seed, config.debug)
-    epochs = sft.plan(config.method, decisions, rows, encoder, config.seed, model.config.model_type, stream)
+    full = fine_tuning.arguments(config.method, decisions, run, config.seed, config.debug)
+    epochs = fine_tuning.plan(config.method, decisions, rows, encoder, config.seed, model.config.model_type, stream)
     steps = full.max_steps if full.max_steps > 0 else math.ceil(full.num_train_epochs * epochs.steps)
     chosen = largest(rows, encoder.image_token_id, epochs.most, STEPS * config.method.batch_size)
     tried = Epochs(
@@ -50,7 +50,7 @@ def rehearse(
         most=epochs.most, max_tokens=epochs.max_tokens, seed=config.seed,
     )  # fmt: skip
     watch, images = Watch(), any(row.images for row in chosen)
-    trainer = sft.trainer_of(
+    trainer = fine_tuning.trainer_of(
         config, model=model, encoder=encoder, epochs=tried, validation=[],
         args=_arguments(config, decisions, run), callbacks=[*callbacks, watch],
     )  # fmt: skip
@@ -61,7 +61,7 @@ def rehearse(
     seconds = statistics.median(watch.seconds[1:])  # the first step also warms up
     known = min(epochs.steps, -(-len(rows) // epochs.batch_size))  # of a stream, those of its first rows
     share = min(1.0, _tokens_per_step(epochs, known) / _tokens_per_step(tried, STEPS))
-    dtype = sft.final_dtype(config.method, decisions)
+    dtype = fine_tuning.final_dtype(config.method, decisions)
     merged = decisions.load_dtype if init_from.on_another_base(config) else None
     final, checkpoint = saved_bytes(trainer, run, dtype=dtype, merged=merged)
     most = most_checkpoints(full, steps, epochs.steps)
@@ -98,7 +98,7 @@ def largest(rows: Sequence[Row], image_token_id: int | None, most: int, count: i
     def cost(group: tuple[list[int], int]) -> float:
         numbers, prefix = group
         packs = -(-len(numbers) // most)
-        return (packs * prefix + sum(len(rows[number].input_ids) - prefix for number in numbers)) / len(numbers)
+        return (packs * prefix + sum(own_tokens(rows[number], prefix) for number in numbers)) / len(numbers)
 
     order = [number for numbers, _ in sorted(together, key=cost, reverse=True) for number in numbers]
     return [rows[number] for number in order[:count]]
@@ -207,7 +207,7 @@ def _arguments(config: Config, decisions: Decisions, run: Path) -> SFTConfig:
         "eval_strategy": "no", "eval_on_start": False, "load_best_model_at_end": False,
         "warmup_steps": 0,  # steps at a rate of about zero would move nothing
     }  # fmt: skip
-    return sft.arguments(replace(config.method, trainer=settings), decisions, run, config.seed, debug=False)
+    return fine_tuning.arguments(replace(config.method, trainer=settings), decisions, run, config.seed, debug=False)
 
 
 def _tokens_per_step(epochs: Epochs, steps: int) -> float:

@@ -152,7 +152,7 @@ class Streamed(Epochs):
     ) -> None:  # fmt: skip
         self.stream, self.encoder = found, encoder
         self.batch_size, self.micro_batches, self.seed = batch_size, micro_batches, seed
-        self.most, self.max_tokens = min(most, batch_size), max_tokens
+        self.most, self.max_tokens, self.shares = min(most, batch_size), max_tokens, most > 1
         self.total = found.total
         self.steps = math.ceil(self.total / batch_size)
         self._forget()

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer, for planned micro-batches of packed rows: whole checkpoints, and losses averaged by token."""
+"""What SFT and DPO have in common: planned micro-batches, whole checkpoints, losses that are numbers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
-from trl import SFTTrainer
 
 from vlmft.chat.collate import collate_packs, for_model
 from vlmft.chat.encode import Encoder, Row
-from vlmft.chat.packing import Pack, attention_mask, position_ids
+from vlmft.chat.packing import Pack, attention_mask, pack, position_ids
 from vlmft.schema import LearningRates
 from vlmft.training import checkpoints
 from vlmft.training.epochs import Epochs, InOrder
@@ -30,23 +29,32 @@ class NonFinite(Exception):
 
 
 @dataclass
-class _Collator:
+class Collator:
     """Makes batches of planned micro-batches, and of validation rows by number."""
 
     encoder: Encoder
     validation: Sequence[Row]
+    shares: bool  # whether the two sequences of a pair share their prompt
 
     def __call__(self, items: list[Any]) -> dict[str, Any]:
         if isinstance(items[0], list):
             (packs,) = items
         else:
-            packs = [Pack((self.validation[item["row"]],)) for item in items]
+            packs = [pack([self.validation[item["row"]]], int(self.shares)) for item in items]
+        return self.batch(packs)
+
+    def batch(self, packs: Sequence[Pack]) -> dict[str, Any]:
         names = [row.question for pack in packs for row in pack.rows]
         return collate_packs(self.encoder, packs) | {"questions": names}
 
 
-class VqaTrainer(SFTTrainer):
-    """SFTTrainer that knows which questions are in a step, saves checkpoints whole, and averages by token."""
+class Planned(Trainer):
+    """In front of one of TRL's trainers: it knows which questions are in a step, and saves checkpoints whole.
+
+    The trainer says what its loss is a mean of: `_count` of a batch, and `_get_num_items_in_batch` of a step.
+    """
+
+    collator = Collator
 
     def __init__(
         self, *, encoder: Encoder, epochs: Epochs, validation: Sequence[Row], rates: LearningRates | None = None,
@@ -62,7 +70,7 @@ class VqaTrainer(SFTTrainer):
         if kwargs["args"].router_aux_loss_coef and not hasattr(text, "num_experts"):
             text.num_experts = text.num_local_experts  # TRL asks for the first name, GLM-4.5V has the second
         super().__init__(
-            data_collator=_Collator(encoder, validation),
+            data_collator=self.collator(encoder, validation, shares=epochs.shares),
             train_dataset=_numbers(len(epochs)),  # TRL takes its own kind only; the plan takes its place below
             eval_dataset=_numbers(len(validation)) if validation else None,
             processing_class=encoder.processor,
@@ -116,20 +124,16 @@ class VqaTrainer(SFTTrainer):
             set_learning_rates(optimizer, self.model if model is None else model, self.rates)
         return optimizer
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """TRL's loss, of packed rows too."""
-        layout = inputs.pop("layout", None)
+    def _laid_out(self, model: Any, inputs: dict[str, Any], layout: torch.Tensor | None) -> dict[str, Any]:
+        """The inputs with positions and mask of packed rows, where they are packed."""
         if layout is None:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        before: int = self._total_train_tokens  # type: ignore[has-type]
-        tokens = inputs["attention_mask"].sum()
-        inputs["position_ids"] = position_ids(self.accelerator.unwrap_model(model), inputs, layout)
-        inputs["attention_mask"] = attention_mask(layout)
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if self.model.training:  # TRL counted the cells of the mask
-            self._total_train_tokens = before + self.accelerator.gather_for_metrics(tokens).sum().item()
-            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-        return loss
+            return inputs
+        positions = position_ids(self.accelerator.unwrap_model(model), inputs, layout)
+        return inputs | {"position_ids": positions, "attention_mask": attention_mask(layout)}
+
+    def _count(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Of how many things the loss of a batch is the mean."""
+        raise NotImplementedError
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         self._questions += inputs.pop("questions")
@@ -153,20 +157,20 @@ class VqaTrainer(SFTTrainer):
         )
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
-        """Validation loss, a mean over answer tokens. TRL's own is a mean over batches and changes with their size."""
+        """Validation loss, a mean over answer tokens (DPO: pairs). TRL's own, over batches, changes with their size."""
         loader = self.get_eval_dataloader(eval_dataset)
         was_training = self.model.training
         self.model.eval()
         total = torch.zeros((), device=self.args.device, dtype=torch.float64)
-        tokens = torch.zeros((), device=self.args.device, dtype=torch.float64)
+        count = torch.zeros((), device=self.args.device, dtype=torch.float64)
         for inputs in loader:
             inputs.pop("questions")
             inputs = self._prepare_inputs(inputs)
+            count += self._count(inputs)
             with torch.no_grad(), self.compute_loss_context_manager():
                 summed = self.compute_loss(self.model, inputs, num_items_in_batch=torch.ones((), device=total.device))
             total += summed.double() / self.accelerator.num_processes
-            tokens += (inputs["labels"][:, 1:] != -100).sum()
-        totals = self.accelerator.reduce(torch.stack([total, tokens]), reduction="sum")
+        totals = self.accelerator.reduce(torch.stack([total, count]), reduction="sum")
         metrics = {f"{metric_key_prefix}_loss": (totals[0] / totals[1]).item()}
         self.log(dict(metrics))
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

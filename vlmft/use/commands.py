@@ -1,14 +1,15 @@
-"""`vlmft ask` and `vlmft export RUN_DIR`: their options, and what they do in turn."""
+"""`vlmft ask`, `vlmft export` and `vlmft pairs`: their options, and what they do in turn."""
 
 from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from vlmft.errors import ConfigError
-from vlmft.schema import Device
+from vlmft.schema import AnswerStyle, Device
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -38,6 +39,37 @@ def export_options(group: Any) -> None:
     group.add_argument("--private", action="store_true", help="a repository that --push makes is private")
     group.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the saved weights (default: of the base)")
     _device_and_model(group)
+
+
+def data_options(group: Any) -> None:
+    """Add the options that `vlmft export` has of a set."""
+    from vlmft.data.exported import FORMS, MESSAGES
+
+    group.add_argument("--split", action="append", metavar="SPLIT", help="once or more (default: train)")
+    group.add_argument("--answer-style", default=AnswerStyle.answer.name, choices=[style.name for style in AnswerStyle])
+    group.add_argument("--form", default=MESSAGES, choices=FORMS, help=f"a JSON file and images ({MESSAGES}), or "
+                       "a folder of the library datasets")  # fmt: skip
+    group.add_argument("--path", metavar="FOLDER", help="where the set lies (dataset.path)")
+    group.add_argument("--language", help="only the questions of one language (en, zh)")
+    group.add_argument("--max-rows", type=int, metavar="N", help="of each split at most N questions, in whole images")
+    _absolute(group)
+    group.add_argument("--validate", type=_folder, metavar="FOLDER", help="only look through what was exported")
+
+
+def pairs_options(parser: Any, protocol: str, protocols: Iterable[str]) -> None:
+    """Add the options of `vlmft pairs`; `protocol` is the default."""
+    parser.add_argument("run", type=_folder, metavar="RUN_DIR")
+    parser.add_argument("--set", metavar="NAME", help="of one set (default: of each that it has answered)")
+    parser.add_argument("--split", default="train", help="which rows; never the test split (default: train)")
+    parser.add_argument("--protocol", default=protocol, choices=list(protocols), help="says what is wrong "
+                        f"(default: {protocol})")  # fmt: skip
+    parser.add_argument("--out", type=_folder, metavar="FOLDER", help="with --set a new folder, else one with a folder "
+                        "for each set (default: RUN_DIR/pairs)")  # fmt: skip
+    _absolute(parser)
+
+
+def _absolute(parser: Any) -> None:
+    parser.add_argument("--absolute", action="store_true", help="name the pictures where they lie, and copy none")
 
 
 def _device_and_model(parser: Any) -> None:
@@ -99,6 +131,47 @@ def export_model(options: argparse.Namespace) -> None:
     print(f"written   {out} ({size / 1e9:.3g} GB)")
     if options.push:
         print(f"pushed    {export.push(out, options.push, options.private)}")
+
+
+def export_data(options: argparse.Namespace) -> None:
+    """Write a set in the chat form, or look through what was written. Raises ConfigError and DataError."""
+    from vlmft.data import export, exported
+
+    if options.validate:
+        for part in exported.validate(options.validate):
+            print(f"in order  {part.describe()}")
+        return
+    if not options.data or not options.out:
+        raise ConfigError("export: name the set and the new folder, --data slake --out FOLDER")
+    config = export.choose(options.data, options.arguments, options.path, options.language)
+    style, splits = AnswerStyle[options.answer_style], options.split or ["train"]
+    for part in export.export(
+        config, splits, options.out, style, form=options.form, absolute=options.absolute, most=options.max_rows
+    ):
+        print(f"written   {part.describe()}")
+        if part.left_out:
+            print(f"left out  {len(part.left_out):,} rows that cannot be used, the first: {part.left_out[0]}")
+
+
+def pairs(options: argparse.Namespace) -> None:
+    """What a run answered wrongly on rows that are no test rows, as preference rows: gold chosen, its own rejected.
+
+    The run has to have answered them: python train.py task=eval runs=[RUN_DIR] eval.split=train.
+    """
+    from vlmft.use import pairs as making
+
+    made = making.make(
+        options.run, options.split, options.protocol, only=options.set, out=options.out, absolute=options.absolute
+    )
+    for one in made:
+        if one.part:
+            print(f"{'unchanged' if one.before else 'written':9} {one.part.describe()}")
+        else:
+            print(f"no pairs  {one.set}")
+        if one.left_out:
+            print(f"left out  {one.why_not()}")
+        if one.part:
+            print(f"next      {making.next_command(options.run, one, options.absolute)}")
 
 
 def _folder(text: str) -> Path:

@@ -98,22 +98,22 @@ def _paired(texts: list[str]) -> list[Exchange]:
     return list(zip(texts[::2], texts[1::2], strict=True))
 
 
-def turns(said: list[Exchange], unwanted: str | None, images: int) -> tuple[tuple[Turn, ...], str]:
-    """The turns, with targets split at their tags, and the rejected answer ("" of an ordinary row).
+def turns(said: list[Exchange], unwanted: str | None, images: int) -> tuple[tuple[Turn, ...], Turn | None]:
+    """The turns, with targets split at their tags, and the last with the rejected target (None of an ordinary row).
 
-    Of a rejected target the answer alone is kept, so one that differs in its thought only is Unusable, as are marks
-    that do not fit the number of images, and empty texts.
+    Unusable where wanted and rejected answer are the same, also if their thoughts differ, where marks do not fit the
+    number of images, and for empty texts.
     """
     asked = _place_marks([question for question, _ in said], images)
     found = tuple(_turn(question, target) for question, (_, target) in zip(asked, said, strict=True))
     if unwanted is None:
-        return found, ""
+        return found, None
     try:
-        _, rejected = _apart(unwanted)
+        rejected = _turn(asked[-1], unwanted)
     except Unusable as error:
         raise Unusable(f"rejected: {error}") from None
-    if rejected == found[-1].answer:
-        raise Unusable(f"chosen and rejected are the same answer, {rejected[:60]!r}")
+    if rejected.answer == found[-1].answer:
+        raise Unusable(f"chosen and rejected are the same answer, {rejected.answer[:60]!r}")
     return found, rejected
 
 

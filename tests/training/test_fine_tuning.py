@@ -15,10 +15,11 @@ from vlmft.data.training_split import training_questions
 from vlmft.hardware import Decisions, decide
 from vlmft.models.load import freeze, load_model, load_processor, part_of
 from vlmft.schema import Config
-from vlmft.training import sft
+from vlmft.training import fine_tuning
 from vlmft.training.callbacks import Moved, checksums
 from vlmft.training.epochs import Epochs
-from vlmft.training.trainer import NonFinite, VqaTrainer
+from vlmft.training.sft import VqaTrainer
+from vlmft.training.trainer import NonFinite
 
 QUICK = ("method.trainer.max_steps=3", "method.trainer.learning_rate=1e-3", "method.trainer.warmup_steps=0",
          "method.batch_size=4", "dataset.max_rows=40", "hardware=cpu")  # fmt: skip
@@ -43,8 +44,8 @@ def decisions(config: Config) -> Decisions:
 def train(config: Config, run: Path, **changed: Any) -> dict[str, Any]:
     model, encoder, rows = parts(config)
     given: dict[str, Any] = {"model": model, "encoder": encoder, "rows": rows, "validation": []} | changed
-    summary = sft.train(config, **given, decisions=decisions(config), run=run, callbacks=[])
-    sft.put_in_place(run)
+    summary = fine_tuning.train(config, **given, decisions=decisions(config), run=run, callbacks=[])
+    fine_tuning.put_in_place(run)
     return summary
 
 
@@ -99,8 +100,8 @@ def test_the_validation_loss_does_not_depend_on_batching(config: Callable[..., C
         model, encoder, rows = parts(chosen)
         trainer = VqaTrainer(
             encoder=encoder, validation=rows[:16], model=model,
-            epochs=sft.plan(chosen.method, decisions(chosen), rows, encoder, 0, model.config.model_type),
-            args=sft.arguments(chosen.method, decisions(chosen), tmp_path, 0, debug=False),
+            epochs=fine_tuning.plan(chosen.method, decisions(chosen), rows, encoder, 0, model.config.model_type),
+            args=fine_tuning.arguments(chosen.method, decisions(chosen), tmp_path, 0, debug=False),
         )  # fmt: skip
         model.train()
         losses.append(trainer.evaluate()["eval_loss"])
@@ -117,7 +118,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(
     with pytest.raises(NonFinite, match=r"(loss|gradient norm) is (nan|inf).*at step \d+, questions .*_\d"):
         train(chosen, tmp_path, model=model, encoder=encoder, rows=rows)
     assert not (tmp_path / "final").exists()
-    assert sft.checkpoints.newest(tmp_path) is not None
+    assert fine_tuning.checkpoints.newest(tmp_path) is not None
 
 
 def test_the_micro_batch_does_not_change_the_step(config: Callable[..., Config], tmp_path: Path) -> None:
@@ -159,10 +160,10 @@ def test_packed_and_ordinary_rows_train_alike(
     for shared in (True, False):
         model, encoder, rows = parts(chosen)
         start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        epochs = sft.plan(chosen.method, decisions(chosen), rows, encoder, 0, model.config.model_type)
+        epochs = fine_tuning.plan(chosen.method, decisions(chosen), rows, encoder, 0, model.config.model_type)
         trainer = VqaTrainer(
             encoder=encoder, epochs=epochs, validation=[], model=model,
-            args=sft.arguments(chosen.method, decisions(chosen), tmp_path, 0, debug=False),
+            args=fine_tuning.arguments(chosen.method, decisions(chosen), tmp_path, 0, debug=False),
         )  # fmt: skip
         if not shared:
             monkeypatch.setattr(
@@ -179,5 +180,5 @@ def test_packed_and_ordinary_rows_train_alike(
 def test_only_the_newest_checkpoints_stay(config: Callable[..., Config], tmp_path: Path) -> None:
     train(config("method=lora", "method.trainer.save_steps=1", "method.trainer.save_total_limit=2"), tmp_path)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
-    assert all(sft.checkpoints.manifest(path) for path in tmp_path.glob("checkpoint-*"))
+    assert all(fine_tuning.checkpoints.manifest(path) for path in tmp_path.glob("checkpoint-*"))
     assert not list(tmp_path.glob("**/README.md")) or not (tmp_path / "README.md").exists()

@@ -65,7 +65,7 @@ FITTING: list[tuple[Kind, dict[str, Any]]] = [
     ("SFTConfig", {"optim_target_modules": ["attn", "mlp"], "debug": ["underflow_overflow"]}),
     (
         "DPOConfig",
-        {"beta": 0.2, "loss_type": ["sigmoid", "sft"], "loss_weights": [1, 0.5], "f_divergence_type": "js_divergence"},
+        {"beta": 0.2, "loss_type": ["sigmoid", "sft"], "loss_weights": [1, 0.5], "label_smoothing": 0.1},
     ),
     ("LoraConfig", {"r": 8, "target_modules": "all-linear", "bias": "none", "rank_pattern": {"q_proj": 4}}),
     ("LoraConfig", {"target_modules": ["q_proj"], "init_lora_weights": False, "layer_replication": [[0, 4]]}),
@@ -106,6 +106,11 @@ WRONG: list[tuple[Kind, str, Any, str]] = [
     ("LoraConfig", "bias", "nonee", "nearest: none"),
     ("LoraConfig", "init_lora_weights", "pissa_niter_x", "is not one of"),
     ("BitsAndBytesConfig", "bnb_4bit_quant_type", "nf5", "nearest: nf4"),
+    # of the other trainer, and what DPO does otherwise here
+    ("SFTConfig", "beta", 0.1, "it is DPOConfig's, of method=dpo"),
+    ("DPOConfig", "packing", True, "method.packing is ours"),
+    ("DPOConfig", "ld_alpha", 0.5, "kept for whole answers"),
+    ("DPOConfig", "sync_ref_model", True, "the reference is the model that training starts from"),
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ HISTORY = "history.jsonl"
 REWARDS = ("rewards/accuracies", "rewards/margins")  # of DPO: share of pairs ranked rightly, and by how much
 SHOWN = {"loss", "eval_loss", "learning_rate", "grad_norm", *REWARDS, *(f"eval_{name}" for name in REWARDS)}
 _LOSS = re.compile(r'"loss": *(-?\d[\d.eE+-]*)')  # parsing every line would take most of the time of `vlmft status`
+
+
+def ranked(values: Mapping[str, Any]) -> str:
+    """What is told beside a loss of DPO; "" of other training."""
+    share = values.get(REWARDS[0])
+    return "" if share is None else f", {100 * share:.0f} % of pairs ranked rightly"
 
 
 def append(folder: Path, step: int, values: dict[str, float]) -> None:

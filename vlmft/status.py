@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vlmft.files import read_json, write_json
-from vlmft.history import REWARDS
+from vlmft.history import ranked
 
 _WRITE_EVERY = 0.5  # seconds between two writes of the file
 _PRINT_EVERY = 15.0  # seconds between two lines where the output is no terminal
@@ -100,8 +100,7 @@ class Status:
         return f"{self.values['phase']} {self.values['step']}/{self.values['total']}{loss}{left}"
 
     def _loss(self) -> str:
-        ranked = self.values.get(REWARDS[0])
-        return f"loss {self.values['loss']:.4g}" + ("" if ranked is None else f", {ranked:.0%} of pairs ranked rightly")
+        return f"loss {self.values['loss']:.4g}{ranked(self.values)}"
 
     def _close_bar(self) -> None:
         if self._bar is not None:

@@ -12,12 +12,14 @@ import torch
 from datasets import Dataset
 from PIL import Image
 from trl import DPOConfig, DPOTrainer
+from trl.trainer.utils import add_fused_lm_head
 
 from vlmft.chat.collate import collate, for_model
 from vlmft.chat.encode import IGNORED, Encoder, Row
 from vlmft.chat.prompts import target
 from vlmft.chat.rendering import prompt
 from vlmft.data.question import Question, Turn
+from vlmft.errors import DataError
 from vlmft.hardware import Decisions, decide
 from vlmft.models.adapters import lora_config
 from vlmft.models.load import load_model, load_processor
@@ -119,9 +121,8 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
-@pytest.mark.parametrize("images", [True, False])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("twin", ["glm41v", "qwen3vl", "glm45v"])
+@pytest.mark.parametrize(("twin", "images"), [("glm41v", True), ("qwen3vl", True), ("glm45v", True), ("glm41v", False)])
 def test_loss_gradients_and_metrics_are_those_of_trl(
     twin: str, method: str, images: bool, composed: Callable[..., Config], pictures: list[str], tmp_path: Path
 ) -> None:
@@ -286,3 +287,73 @@ def answer_log_probability(model: Any, encoder: Encoder, row: Row) -> float:
         each = torch.log_softmax(model(**batch).logits[0, :-1], dim=-1)
     kept = labels != IGNORED
     return float(each[kept].gather(-1, labels[kept][:, None]).sum())
+
+
+def test_every_loss_of_trl_goes_through(composed: Callable[..., Config], pictures: list[str], tmp_path: Path) -> None:
+    """Several at once, weighted by the policy's own probabilities (WPO), which needs another field of TRL's head."""
+    losses = ["sigmoid", "ipo", "apo_zero", "sigmoid_norm", "bco_pair"]  # TRL itself cannot weight "sft"
+    named = f"method.trainer.loss_type=[{','.join(losses)}]"
+    config = composed("model=tiny_qwen3vl", "dataset=demo", "method=dpo", "hardware=cpu", "method.trainer.beta=0.7",
+                      named, "method.trainer.use_weighting=true")  # fmt: skip
+    questions = some_pairs(pictures)
+    loss, _, _ = one_step(moved(ours(config, referred(config, questions, tmp_path), tmp_path)), 1)
+    theirs = moved(stock(config, tmp_path))
+    theirs.loss_types, theirs.loss_weights, theirs.use_weighting = losses, [1.0] * len(losses), True
+    add_fused_lm_head(theirs.model.get_base_model(), outputs=("log_probs", "entropy", "mean_logits", "is_top1",
+                                                              "log_sum_sq_probs"))  # fmt: skip
+    encoder, _ = parts(config)
+    given = theirs.data_collator([as_trl_takes_it(encoder, question) for question in questions])
+    wanted = theirs.compute_loss(theirs.model, theirs._prepare_inputs(given))
+    assert loss == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_on_a_base_in_few_bits(composed: Callable[..., Config], pictures: list[str], tmp_path: Path) -> None:
+    config = composed("model=tiny_glm41v", "dataset=demo", "method=qlora4", "method.algorithm=dpo", "hardware=cpu",
+                      "method.batch_size=6")  # fmt: skip
+    rows = referred(config, some_pairs(pictures), tmp_path)
+    encoder, decisions = parts(config)
+    model = init_from.load(config, "float32", tmp_path)
+    trainer = fine_tuning.trainer_of(
+        config, model=model, encoder=encoder, validation=[], callbacks=[],
+        epochs=fine_tuning.plan(config.method, decisions, rows, encoder, 0, "glm4v"),
+        args=fine_tuning.arguments(config.method, decisions, tmp_path, 0, debug=False),
+    )  # fmt: skip
+    trainer.model.train()
+    loss, grads, logs = one_step(trainer, 1)
+    assert loss == pytest.approx(0.693147, abs=1e-4) and abs(logs["rewards/margins"]) < 1e-3
+    assert any(gradient.abs().max() > 0 for gradient in grads.values())
+
+
+def test_validation_is_a_mean_over_pairs(composed: Callable[..., Config], pictures: list[str], tmp_path: Path) -> None:
+    found = []
+    for more in ("method.trainer.per_device_eval_batch_size=1", "method.trainer.per_device_eval_batch_size=4",
+                 "method.packing=none"):  # fmt: skip
+        config = composed("model=tiny_glm41v", "dataset=demo", "method=dpo", "hardware=cpu", more)
+        rows = referred(config, some_pairs(pictures), tmp_path)
+        encoder, decisions = parts(config)
+        trainer = moved(
+            fine_tuning.trainer_of(
+                config,
+                model=load_model(config.model, "float32"),
+                encoder=encoder,
+                validation=rows,
+                callbacks=[],
+                epochs=fine_tuning.plan(config.method, decisions, rows, encoder, 0, "glm4v"),
+                args=fine_tuning.arguments(config.method, decisions, tmp_path, 0, debug=False),
+            )
+        )
+        one = trainer.evaluate()
+        (logged,) = trainer.state.log_history
+        found.append([one["eval_loss"], logged["eval_rewards/margins"], logged["eval_rewards/accuracies"]])
+    assert found[1] == pytest.approx(found[0], abs=1e-5) and found[2] == pytest.approx(found[0], abs=1e-5)
+
+
+def test_rows_without_a_rejected_answer_are_named(composed: Callable[..., Config], pictures: list[str]) -> None:
+    config = composed("model=tiny_glm41v", "model.answer_style=plain", "dataset=demo", "method=dpo", "hardware=cpu")
+    encoder, _ = parts(config)
+    plain = Question("7", "mine", (), (Turn("a", "b"),), "open")
+    with pytest.raises(DataError, match=r"question 7 of mine has no rejected answer.*vlmft pairs RUN_DIR"):
+        list(encoder.rows([plain], Algorithm.dpo))
+    same = Question("8", "mine", (), (Turn("a", "b", "x"),), "open", rejected=Turn("a", "b", "y"))
+    with pytest.raises(DataError, match=r"mine:8: as model.answer_style=.* the same"):
+        list(encoder.rows([same], Algorithm.dpo))

@@ -19,6 +19,7 @@ from vlmft.models.load import part_of
 from vlmft.schema import Config
 from vlmft.training import fine_tuning
 from vlmft.training.callbacks import checksums
+from vlmft.training.trainer import Planned
 
 RATES = {"vision": 3e-3, "projector": 5e-2, "llm": 1e-2}
 TWO = ("method.learning_rates.vision=3e-3", "method.learning_rates.projector=5e-2")

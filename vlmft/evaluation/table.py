@@ -13,6 +13,7 @@ from vlmft.evaluation.answer_kinds import OK
 from vlmft.evaluation.floors import QUESTION_ONLY
 from vlmft.evaluation.protocols import judge
 from vlmft.evaluation.task_metrics import LOWER_IS_BETTER
+from vlmft.history import ranked
 
 MANY_UNPARSED = 0.02  # from here on it is said: such a score measures the output's form as well
 _COLUMNS = {  # metric → heading; one that no set has is left out
@@ -28,7 +29,7 @@ _COLUMNS = {  # metric → heading; one that no set has is left out
 def print_table(result: dict[str, Any]) -> None:
     """Print what training took and, per set and protocol, the scores; nothing of what is not there."""
     if train := result["train"]:
-        loss = "" if train["loss"] is None else f", last loss {train['loss']:.4f}"
+        loss = "" if train["loss"] is None else f", last loss {train['loss']:.4f}{ranked(train)}"
         print(
             f"trained   {train['steps']:,} steps, {train['questions']:,} questions in {train['seconds']:.0f} s "
             f"({train['questions_per_second'] or 0:.0f} questions/s){loss}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vlmft.evaluation.ablations import PASSES
+from vlmft.history import ranked
 from vlmft.report import matrix as facts
 from vlmft.report.markup import (
     NOTHING,
@@ -198,7 +199,7 @@ def runs(rows: Rows) -> Markup:
         loss, seconds = train.get("loss"), train.get("seconds")
         minutes = NOTHING if seconds is None else f"{seconds / 60:,.1f}"
         steps = (f"{train[key]:,}" if train.get(key) is not None else NOTHING for key in ("steps", "questions"))
-        return *steps, minutes, NOTHING if loss is None else f"{loss:.4f}"
+        return *steps, minutes, NOTHING if loss is None else f"{loss:.4f}{ranked(train)}"
 
     headings = ("run", "folder", "state", "steps", "questions", "minutes", "last loss")
     lines = [(label, Markup(f"<code>{html(run.name)}</code>"), run.state, *told(run)) for label, run in rows]

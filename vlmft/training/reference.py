@@ -77,6 +77,8 @@ def _compute(
                 with torch.autocast(decisions.device, torch.bfloat16, enabled=decisions.bf16):
                     said = iter(log_probabilities(model, encoder, packs))
                 for number, both in zip(numbers, zip(said, said, strict=True), strict=True):
+                    if number in done:  # its batch was cut short
+                        continue
                     if not all(abs(value) < float("inf") for value in both):  # false of what is no number, too
                         raise DataError(f"{pairs[number].question}: the reference's log-probabilities are {both}")
                     file.write(json.dumps([number, *both]) + "\n")

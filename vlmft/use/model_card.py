@@ -17,6 +17,7 @@ from vlmft.evaluation.floors import QUESTION_ONLY
 from vlmft.evaluation.protocols import PROTOCOLS
 from vlmft.evaluation.table import is_share, number
 from vlmft.files import read_json
+from vlmft.history import ranked
 from vlmft.identity import method_facts
 from vlmft.report.markdown import plain, table
 from vlmft.report.tables import interval
@@ -102,7 +103,7 @@ def _training(run: Path, config: Config) -> Iterator[str]:
     if rows:
         yield table(["set", "training questions", "pictures"], rows)
     if trained:
-        loss = "" if trained.get("loss") is None else f", last loss {trained['loss']:.4f}"
+        loss = "" if trained.get("loss") is None else f", last loss {trained['loss']:.4f}{ranked(trained)}"
         yield f"{trained['steps']:,} steps, {trained['questions']:,} questions in {trained['seconds']:.0f} s{loss}."
     if config.init_from:
         before = (provenance.get("init_from") or {}).get("run")

@@ -24,6 +24,7 @@ from vlmft.evaluation.predictions import predicted_sets, predictions_file, read_
 from vlmft.evaluation.protocols import judge
 from vlmft.evaluation.scores import headline
 from vlmft.files import whole_folder
+from vlmft.models.adapters import is_adapter
 from vlmft.schema import AnswerStyle, Eval, read_config
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -112,7 +113,13 @@ def next_command(run: Path, made: Made, absolute: bool = False) -> str:
     model = config.model.name if (CONF / "model" / f"{config.model.name}.yaml").is_file() else "…"
     start = run if (run / "final").is_dir() else config.init_from
     assert made.part
-    words = ["python train.py method=dpo", f"model={model}", "dataset=pairs", f"paths.pairs={made.part.file.parent}"]
+    whole = (run / "final").is_dir() and not is_adapter(run / "final")
+    words = [
+        f"python train.py method={'dpo_full' if whole else 'dpo'}",
+        f"model={model}",
+        "dataset=pairs",
+        f"paths.pairs={made.part.file.parent}",
+    ]
     words += ["dataset.absolute_paths=true"] if absolute else []
     return " ".join([*words, *([f"init_from={start}"] if start else []), _evaluation(made.set)])
 

@@ -35,6 +35,7 @@ test-slow: $(TEST)  ## install, and run the tests that train tiny models
 bench: $(TEST)  ## measure the speed claims of the README against their opponents
 	$(PY) benchmarks/packing.py
 	$(PY) benchmarks/evaluation.py
+	$(PY) benchmarks/dpo.py
 
 lint: $(TEST)  ## check style (ruff) and types (mypy)
 	$(PY) -m ruff check .

@@ -35,7 +35,7 @@ from vlmft.evaluation.generate import answer_all
 from vlmft.models.load import load_model, load_processor
 from vlmft.schema import Generation, Packing
 from vlmft.training.epochs import Epochs
-from vlmft.training.trainer import VqaTrainer
+from vlmft.training.sft import VqaTrainer
 
 TRAINING_STEPS, NEW_TOKENS = 60, 32
 

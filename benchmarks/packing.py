@@ -39,7 +39,7 @@ from vlmft.data.question import Question
 from vlmft.models.load import load_model, load_processor
 from vlmft.schema import Method
 from vlmft.training.epochs import Epochs
-from vlmft.training.trainer import VqaTrainer
+from vlmft.training.sft import VqaTrainer
 
 BATCH, WARM = 16, 1
 
@@ -52,6 +52,16 @@ class Clock(TrainerCallback):
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.at.append(self.now())
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    """CPU seconds of this process, or on a GPU seconds, once it has done what was asked of it."""
+
+    def of_gpu() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return time.process_time if device == "cpu" else of_gpu
 
 
 def arguments(folder: str, batch: int, steps: int, device: str, **more: Any) -> SFTConfig:
@@ -108,12 +118,7 @@ def measure(questions: Sequence[Question], spec: Any, model: Any, encoder: Encod
     for most in sorted({16, 8, Method().max_questions_per_row}, reverse=True):
         ways[f"packed{most}"] = lambda *a, most=most, **k: ours(a[0], encoder, rows, most, *a[1:], **k)
 
-    def now() -> float:
-        if cuda:
-            torch.cuda.synchronize()
-            return time.perf_counter()
-        return time.process_time()
-
+    now = clock_of(options.device)
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     peaks: dict[str, float] = {}
     for _ in range(options.rounds):

@@ -44,3 +44,13 @@ def test_encoding_is_faster_than_row_by_row_in_little_memory() -> None:
 def test_streaming_a_file_takes_no_memory_for_its_rows() -> None:
     found = measured("streaming.py", "--rows", "20000", "--whole", "20000")["streamed"]
     assert found["rows"] == 20_000 and found["growth_mb"] < 20 < found["whole_mb"]
+
+
+@pytest.mark.slow
+def test_pairs_have_the_loss_of_stock_trl_and_are_timed_against_it() -> None:
+    """The loss; in the smallest size, which is little but overheads, a ratio is only a number."""
+    smallest = ("--pairs", "4", "--batch", "4", "--side", "84", "--layers", "1", "--rounds", "1")
+    found = measured("dpo.py", *smallest)
+    assert found["pair_ratio"] > 0 and found["beta_sweep_ratio"] > 0
+    assert found["shared_pair_ratio"] > 0 and found["shared_beta_sweep_ratio"] > 0
+    assert found["loss_difference"] < 1e-5 and found["image_tokens"] == 9

@@ -86,15 +86,17 @@ def prepare(config: Config, run: Path, status: Status) -> Prepared:
         for sentence in found or [f"nothing of {name} is in train"]:
             logger.info("leakage   %s", sentence)
     decisions = _decisions(loaded, run, rows.rows, encoder.image_token_id)
-    if config.method.algorithm is Algorithm.dpo:
-        rows, held_out = (_with_reference(part, config, encoder, decisions, run, status) for part in (rows, held_out))
     model = init_from.load(config, decisions.load_dtype, run)
+    if config.method.algorithm is Algorithm.dpo:
+        rows, held_out = (
+            _with_reference(part, config, model, encoder, decisions, run, status) for part in (rows, held_out)
+        )
     freeze(model, **vars(config.model.freeze))
     return Prepared(split, encoder, rows, held_out, tests, decisions, model, stream)
 
 
 def _with_reference(
-    encoded: Encoded, config: Config, encoder: Encoder, decisions: Decisions, run: Path, status: Status
+    encoded: Encoded, config: Config, model: Any, encoder: Encoder, decisions: Decisions, run: Path, status: Status
 ) -> Encoded:
     """The pairs with what the reference model says of them."""
     from vlmft.training.reference import with_reference
@@ -102,7 +104,7 @@ def _with_reference(
     if not encoded.rows:
         return encoded
     status.phase("asking the reference", total=len(encoded.rows))
-    return replace(encoded, rows=with_reference(config, encoded.rows, encoder, decisions, run, status.advance))
+    return replace(encoded, rows=with_reference(config, model, encoded.rows, encoder, decisions, run, status.advance))
 
 
 def train(config: Config, run: Path, status: Status) -> None:

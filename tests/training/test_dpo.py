@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from vlmft.models.adapters import lora_config
 from vlmft.models.load import load_model, load_processor
 from vlmft.schema import Algorithm, Config
 from vlmft.training import fine_tuning, init_from
+from vlmft.training.callbacks import checksums
 from vlmft.training.reference import with_reference
 
 WORDS = "is there a lesion in the left lung how many which organ side red blue large small".split()  # noqa: SIM905
@@ -61,15 +63,30 @@ def parts(config: Config) -> tuple[Encoder, Decisions]:
     return encoder, decide(config.model, config.method, config.hardware)
 
 
+LOADED: dict[str, Any] = {}  # loading takes longer than most tests
+
+
+def fresh(config: Config) -> Any:
+    """The config's model as it is loaded."""
+    if config.model.path not in LOADED:
+        LOADED[config.model.path] = load_model(config.model, "float32")
+    return copy.deepcopy(LOADED[config.model.path])
+
+
 def referred(config: Config, questions: list[Question], folder: Path) -> list[Any]:
     encoder, decisions = parts(config)
     rows = list(encoder.rows(questions, Algorithm.dpo))
-    return with_reference(config, rows, encoder, decisions, folder, lambda done: None)
+    starts = config.init_from or config.method.quantization
+    model = init_from.load(config, decisions.load_dtype, folder) if starts else fresh(config)
+    before = checksums(model)
+    found = with_reference(config, model, rows, encoder, decisions, folder, lambda done: None)
+    assert checksums(model) == before and not hasattr(model, "peft_config")
+    return found
 
 
 def ours(config: Config, rows: list[Any], folder: Path) -> Any:
     encoder, decisions = parts(config)
-    model = load_model(config.model, "float32")
+    model = fresh(config)
     epochs = fine_tuning.plan(config.method, decisions, rows, encoder, 0, model.config.model_type)
     args = fine_tuning.arguments(config.method, decisions, folder, 0, debug=False)
     return fine_tuning.trainer_of(
@@ -79,7 +96,7 @@ def ours(config: Config, rows: list[Any], folder: Path) -> Any:
 
 def stock(config: Config, folder: Path) -> Any:
     """TRL's own trainer and collator, with the model that it loads itself as the reference."""
-    model = load_model(config.model, "float32")
+    model = fresh(config)
     given = {"prompt": ["a"], "chosen": ["b"], "rejected": ["c"], "images": [[0]]}
     settings: Any = {
         "bf16": False,
@@ -228,7 +245,7 @@ def trained(composed: Callable[..., Config], tmp_path_factory: pytest.TempPathFa
         config = composed("model=tiny_glm41v", "dataset=demo", f"method={method}", "hardware=cpu")
         encoder, decisions = parts(config)
         rows = list(encoder.rows([Question("0", "set", (), (Turn("a", "b"),), "open")]))
-        model = load_model(config.model, "float32")
+        model = fresh(config)
         trainer = fine_tuning.trainer_of(
             config, model=model, encoder=encoder, validation=[], callbacks=[],
             epochs=fine_tuning.plan(config.method, decisions, rows, encoder, 0, "glm4v"),
@@ -254,7 +271,7 @@ def test_the_reference_is_what_training_starts_from(
     questions = some_pairs(pictures)
     rows = referred(config, questions, tmp_path)
 
-    base = load_model(config.model, "float32")
+    base = fresh(config)
     model: Any = base
     if start == "full":
         model = type(base).from_pretrained(str(folder), dtype="float32")
@@ -264,7 +281,7 @@ def test_the_reference_is_what_training_starts_from(
     said = [answer_log_probability(model, encoder, side) for row in rows for side in row.branches]
     assert [value for row in rows for value in row.reference] == pytest.approx(said, rel=1e-4, abs=1e-4)
     if folder:
-        raw = load_model(config.model, "float32")
+        raw = fresh(config)
         other = [answer_log_probability(raw, encoder, side) for row in rows for side in row.branches]
         assert max(abs(a - b) for a, b in zip(said, other, strict=True)) > 0.5
 
@@ -334,7 +351,7 @@ def test_validation_is_a_mean_over_pairs(composed: Callable[..., Config], pictur
         trainer = moved(
             fine_tuning.trainer_of(
                 config,
-                model=load_model(config.model, "float32"),
+                model=fresh(config),
                 encoder=encoder,
                 validation=rows,
                 callbacks=[],

@@ -16,6 +16,7 @@ from tests.training.test_dpo import parts, some_pairs
 from vlmft.chat.encode import Pair
 from vlmft.data.question import Question
 from vlmft.errors import DataError
+from vlmft.models.load import load_model
 from vlmft.schema import Algorithm, Config
 from vlmft.training import reference
 
@@ -43,7 +44,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> P
 def ask(config: Config, questions: list[Question], folder: Path) -> list[Any]:
     encoder, decisions = parts(config)
     rows = list(encoder.rows(questions, Algorithm.dpo))
-    return reference.with_reference(config, rows, encoder, decisions, folder, lambda done: None)
+    model = load_model(config.model, "float32")
+    return reference.with_reference(config, model, rows, encoder, decisions, folder, lambda done: None)
 
 
 def digest(config: Config, questions: list[Question]) -> str:
@@ -56,7 +58,7 @@ def test_a_second_run_asks_nothing(
 ) -> None:
     first = ask(composed(*BASE), questions, tmp_path)
     assert all(isinstance(pair, Pair) and pair.reference for pair in first)
-    monkeypatch.delattr(reference, "_starting_model")
+    monkeypatch.delattr(reference, "log_probabilities")
     other = composed(*BASE, "method.trainer.beta=0.5", "method.trainer.learning_rate=1e-3", "seed=3",
                      "method.peft.r=4", "method.trainer.loss_type=[ipo]")  # fmt: skip
     assert ask(other, questions, tmp_path) == first
@@ -116,7 +118,7 @@ def test_another_run_that_computes_it_is_waited_for(
     (file,) = own_cache.glob("*.jsonl")
     text = file.read_text()
     file.unlink()
-    monkeypatch.delattr(reference, "_starting_model")
+    monkeypatch.delattr(reference, "log_probabilities")
 
     def finish(lock: Any) -> None:
         time.sleep(0.5)

@@ -27,7 +27,6 @@ from vlmft.evaluation.batches import batches
 from vlmft.files import cache_folder, file_digests
 from vlmft.hardware import Decisions
 from vlmft.identity import model_facts, weights_fingerprint
-from vlmft.models.base import free_memory
 from vlmft.models.log_probabilities import log_probabilities
 from vlmft.schema import Config
 from vlmft.training import init_from
@@ -36,13 +35,13 @@ logger = logging.getLogger(__name__)
 
 
 def with_reference(
-    config: Config, rows: Sequence[Row], encoder: Encoder, decisions: Decisions, scratch: Path,
+    config: Config, model: Any, rows: Sequence[Row], encoder: Encoder, decisions: Decisions, scratch: Path,
     progress: Callable[[int], None],
 ) -> list[Row]:  # fmt: skip
     """The pairs with the reference's log-probabilities, computed where no run has done so before.
 
-    A computation that was killed goes on where it was; another run that wants the same waits for it. Raises DataError
-    where one is not finite.
+    `model` is the one that `init_from.load` gives, and stays as it is. A computation that was killed goes on where it
+    was; another run that wants the same waits for it. Raises DataError where one is not finite.
     """
     pairs: Any = rows
     file = cache_folder() / "reference" / f"{_digest(config, pairs, decisions)}.jsonl"
@@ -50,7 +49,8 @@ def with_reference(
         with _alone(file):
             if not file.is_file():
                 partial = file.with_name(f".{file.name}")
-                _compute(config, pairs, encoder, decisions, scratch, partial, progress)
+                with _starting(config, model, decisions, scratch) as start:
+                    _compute(config, start, pairs, encoder, decisions, partial, progress)
                 os.replace(partial, file)
     else:
         logger.info("reference known from an earlier run for %s pairs", f"{len(pairs):,}")
@@ -59,14 +59,13 @@ def with_reference(
 
 
 def _compute(
-    config: Config, pairs: Sequence[Pair], encoder: Encoder, decisions: Decisions, scratch: Path, partial: Path,
+    config: Config, model: Any, pairs: Sequence[Pair], encoder: Encoder, decisions: Decisions, partial: Path,
     progress: Callable[[int], None],
 ) -> None:  # fmt: skip
     """Write the number and both log-probabilities of each pair, batch by batch."""
     import torch
 
     done = {number for number, _ in _lines(partial)}
-    model = _starting_model(config, decisions, scratch)
     shares = questions_per_row(config.method, model.config.model_type) > 1
     together = groups(pairs, encoder.image_token_id) if shares else [([n], 0) for n in range(len(pairs))]
     with _whole_lines(partial) as file:
@@ -87,18 +86,27 @@ def _compute(
             progress(len(done))
         os.fsync(file.fileno())
     logger.info("reference computed for %s pairs", f"{len(pairs):,}")
-    del model
-    free_memory()
 
 
-def _starting_model(config: Config, decisions: Decisions, scratch: Path) -> Any:
+@contextmanager
+def _starting(config: Config, model: Any, decisions: Decisions, scratch: Path) -> Iterator[Any]:
+    """The model with the adapter that training goes on from, which is off again afterwards."""
+    from peft import PeftConfig
+
     from vlmft.models.adapters import load_adapter
 
-    model = init_from.load(config, decisions.load_dtype, scratch)
+    adapter = init_from.adapter_to_go_on(config)
+    if adapter and PeftConfig.from_pretrained(str(adapter)).init_lora_weights not in (True, False, "gaussian"):
+        model = init_from.load(config, decisions.load_dtype, scratch)  # PiSSA and its like write into the base
     if decisions.device == "cuda" and not config.method.quantization:
         model.to("cuda")
-    adapter = init_from.adapter_to_go_on(config)
-    return (load_adapter(model, adapter) if adapter else model).eval()
+    if not adapter:
+        yield model.eval()
+        return
+    adapted = load_adapter(model, adapter)
+    yield adapted
+    adapted.delete_adapter(adapted.active_adapter)  # `unload` would leave what an active one trained whole
+    adapted.unload()
 
 
 def _digest(config: Config, pairs: Sequence[Pair], decisions: Decisions) -> str:

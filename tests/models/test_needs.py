@@ -21,7 +21,7 @@ from vlmft.models.memory import MARGIN, key_value_bytes, sharded
 from vlmft.models.needs import DOES_NOT_FIT, FITS, TIGHT, Needs, verdict
 from vlmft.models.row_sizes import Batch, RowSizes
 from vlmft.models.shape import optimizer_states
-from vlmft.schema import Config
+from vlmft.schema import Algorithm, Config, Packing
 from vlmft.training.epochs import Epochs
 
 GB = 10**9
@@ -268,3 +268,7 @@ def test_rows_that_are_made_up(composed: Composed) -> None:
     at_hand = replace(rows, at_hand=True)
     assert at_hand.batch(4, 640) == Batch(8000 - 4 * 640, 4 * 640, 4)
     assert row_sizes.made_up(llama(), config.model, config.method, "").largest[1] == Batch(2000, 0, 0)
+    pairs = replace(config.method, algorithm=Algorithm.dpo)
+    assert row_sizes.made_up(real("glm41v"), config.model, pairs, "").largest[4] == Batch(4 * 2720, 4 * 1280, 4)
+    apart = replace(pairs, packing=Packing.none)
+    assert row_sizes.made_up(real("glm41v"), config.model, apart, "").largest[4] == Batch(16000, 8 * 1280, 8)

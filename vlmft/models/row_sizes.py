@@ -10,7 +10,7 @@ from vlmft.chat.encode import Row
 from vlmft.chat.packing import Pack, lines_of, questions_per_row
 from vlmft.hardware import divisors
 from vlmft.models.memory import typical
-from vlmft.schema import Method, Model
+from vlmft.schema import Algorithm, Method, Model
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,23 @@ def of_rows(
 
 
 def made_up(config: Any, model: Model, method: Method, said: str) -> RowSizes:
-    """Rows of `method.max_row_tokens` tokens, each with a picture of `model.max_pixels` where the model reads any."""
-    tokens = method.max_row_tokens
+    """Rows of `method.max_row_tokens` tokens, each with a picture of `model.max_pixels` where the model reads any.
+
+    A pair has two of them.
+    """
+    tokens = longest = method.max_row_tokens
     reads = hasattr(getattr(config, "vision_config", None), "spatial_merge_size")
     visual = min(tokens, visual_tokens(config, model.max_pixels) or tokens) if reads else 0
+    shown = int(reads)
+    if method.algorithm is Algorithm.dpo and questions_per_row(method, config.model_type) > 1:
+        tokens = 2 * tokens - visual
+    elif method.algorithm is Algorithm.dpo:
+        tokens, visual, shown = 2 * tokens, 2 * visual, 2 * shown
     means = {
         "tokens_per_question": float(tokens), "visual_tokens_per_question": float(visual), "questions_per_pack": 1.0
     }  # fmt: skip
-    largest = {n: Batch(n * tokens, n * visual, n * reads) for n in divisors(method.batch_size)}
-    return RowSizes(said, largest, means, tokens, 10**9, at_hand=False)
+    largest = {n: Batch(n * tokens, n * visual, n * shown) for n in divisors(method.batch_size)}
+    return RowSizes(said, largest, means, longest, 10**9, at_hand=False)
 
 
 def _tokens(packs: Sequence[Pack]) -> int:

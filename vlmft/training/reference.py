@@ -24,6 +24,7 @@ from vlmft.chat.encode import Encoder, Pair, Row
 from vlmft.chat.packing import groups, pack, questions_per_row
 from vlmft.errors import DataError
 from vlmft.evaluation.batches import batches
+from vlmft.fetch import model_folder
 from vlmft.files import cache_folder, file_digests
 from vlmft.hardware import Decisions
 from vlmft.identity import model_facts, weights_fingerprint
@@ -112,8 +113,11 @@ def _starting(config: Config, model: Any, decisions: Decisions, scratch: Path) -
 def _digest(config: Config, pairs: Sequence[Pair], decisions: Decisions) -> str:
     """Of all that decides the values, rounding included: also which pairs are read together."""
     start = init_from.start(config)
+    folder = model_folder(config.model)
     decides = {
         "model": model_facts(config.model),
+        # A branch of a repository moves on; a snapshot's folder is named by its commit.
+        "commit": folder.name if folder and folder.parent.name == "snapshots" else None,
         "start": start and weights_fingerprint(start.folder),
         "peft": config.method.peft if start else None,  # whether the adapter is merged
         "quantization": config.method.quantization,

@@ -69,7 +69,10 @@ def test_killed_in_a_step(undisturbed: tuple[list[str], str, str], command: Comm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("file", "at"), [("complete.json", 3), ("final", 1)], ids=["in a save", "at the end"])
+@pytest.mark.parametrize(
+    ("file", "at"), [("complete.json", 3), ("checkpoint-15", 1), ("final", 1)],
+    ids=["in a save", "before it takes its place", "at the end"],
+)  # fmt: skip
 def test_killed_while_writing(
     file: str, at: int, undisturbed: tuple[list[str], str, str], command: Command, tmp_path: Path
 ) -> None:
@@ -81,8 +84,9 @@ def test_killed_while_writing(
     assert done.returncode == 1 and "killed by SIGKILL" in done.stderr
     run = tmp_path / "outputs" / name
     assert read(run / "status.json")["state"] == "failed" and not (run / "final").exists()
-    if file == "complete.json":
-        assert (run / "checkpoint-15").is_dir() and not (run / "checkpoint-15" / "complete.json").exists()
+    if file != "final":
+        half = run / ".saving" / "checkpoint-15"
+        assert (half / "complete.json").exists() is (file == "checkpoint-15") and not (run / "checkpoint-15").exists()
     finish(command, method, run, expected)
 
 

@@ -9,15 +9,13 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlmft import worker
 from vlmft.errors import DataError
 from vlmft.schema import Config, read_config
 from vlmft.status import Status
-
-if TYPE_CHECKING:
-    from vlmft.hardware import Decisions
+from vlmft.training.out_of_memory import too_large
 
 logger = logging.getLogger("vlmft.dry_run")
 
@@ -42,7 +40,7 @@ def dry_run(config: Config, folder: Path, status: Status) -> dict[str, Any]:
             run=folder, callbacks=[Progress(status)], stream=ready.stream,
         )  # fmt: skip
     except torch.OutOfMemoryError as error:
-        raise DataError(_too_large(ready.decisions)) from error
+        raise DataError(too_large(ready.decisions)) from error
     free_memory()  # of the optimiser, as evaluation would find it
     found = {"training": facts, "evaluation": None, "outputs": _free_bytes(Path(config.paths["outputs"]))}
     if ready.tests:
@@ -131,13 +129,6 @@ def lines(found: dict[str, Any], config: Config) -> list[str]:
         + ("" if need < free else ": TOO LITTLE, lower method.trainer.save_total_limit or set paths.outputs")
     )
     return told
-
-
-def _too_large(decisions: Decisions) -> str:
-    said = f"out of GPU memory on the largest rows: lower hardware.micro_batch (it is {decisions.micro_batch})"
-    if not decisions.gradient_checkpointing:
-        said += ", set method.trainer.gradient_checkpointing=true"
-    return f"{said}, or lower model.max_pixels"
 
 
 def _free_bytes(folder: Path) -> int:

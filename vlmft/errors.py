@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+AGAIN = 75  # a worker's exit code (EX_TEMPFAIL): it has made its run smaller, and is to be started again
+
 
 class ConfigError(Exception):
     """A config that cannot be run; the message says which key, where, and what would be right."""

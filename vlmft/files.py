@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -87,6 +88,16 @@ def whole_folder(folder: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, says that there is no room left on a disk or in a quota."""
+    if error is None:
+        return False
+    # Libraries that write files themselves raise errors of their own: safetensors with the system's words, torch not.
+    words = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", ". unexpected pos ")
+    said = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return said or any(text in str(error) for text in words) or disk_full(error.__cause__ or error.__context__)
 
 
 def read_json(path: Path) -> Any:

@@ -20,7 +20,7 @@ from vlmft.check import preflight
 from vlmft.config_check import check, require
 from vlmft.data.load import fingerprint, source
 from vlmft.data.mixture import training_sets
-from vlmft.errors import ConfigError, DataError, RunFailed, fail, how_it_died
+from vlmft.errors import AGAIN, ConfigError, DataError, RunFailed, fail, how_it_died
 from vlmft.evaluation import results
 from vlmft.evaluation.evaluate import chosen_sets, wanted
 from vlmft.evaluation.folders import named, run_of
@@ -247,9 +247,11 @@ def _work(folders: Sequence[Path], command: Sequence[str], config: Config, *lock
     """Start the worker, pass signals on to it, and raise RunFailed unless it ended well."""
     environment = child_environment(config.hardware.device)
     started = time.time()
-    process = subprocess.Popen([sys.executable, *command], env=environment, pass_fds=[lock.fileno() for lock in locks])
-    with _stopping(process):
-        code = process.wait()
+    inherited, code = [lock.fileno() for lock in locks], AGAIN
+    while code == AGAIN:
+        process = subprocess.Popen([sys.executable, *command], env=environment, pass_fds=inherited)
+        with _stopping(process):
+            code = process.wait()
     if code == 0:
         return
     if code in (130, -signal.SIGINT, -signal.SIGTERM):
@@ -261,8 +263,9 @@ def _work(folders: Sequence[Path], command: Sequence[str], config: Config, *lock
             continue  # this worker never came to it
         if found["state"] == "running":
             found["error"], found["state"] = how_it_died(code), "failed"
-            status.correct(folder, "failed", found["error"])
-            results.update(folder, state="failed")
+            with suppress(OSError):  # the disk may be full
+                status.correct(folder, "failed", found["error"])
+                results.update(folder, state="failed")
         if found["state"] == "failed":
             failed.append(f"failed    {folder}: {found['error']}\n          log: {folder / 'train.log'}")
     raise RunFailed("\n".join(failed) or f"the worker ended with exit code {code} before it began")

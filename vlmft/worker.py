@@ -20,15 +20,17 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from vlmft.data import leakage
-from vlmft.errors import DataError
+from vlmft.errors import AGAIN, DataError
 from vlmft.evaluation import results
 from vlmft.evaluation.evaluate import TRAINED_ON, chosen_sets, prompts_of
 from vlmft.evaluation.runs import Together, in_turn
+from vlmft.files import disk_full
 from vlmft.hardware import Decisions, decide
 from vlmft.provenance import decided, write_decided
 from vlmft.schema import Algorithm, Config, Task, read_config
 from vlmft.status import Status
 from vlmft.training import init_from
+from vlmft.training.out_of_memory import TryAgain, smaller, within
 
 if TYPE_CHECKING:
     from vlmft.chat.encode import Encoded, Encoder, Row
@@ -111,6 +113,8 @@ def train(config: Config, run: Path, status: Status) -> None:
     """The run's training, unless `final/` shows that it is done."""
     if (run / "final").is_dir() or config.task is Task.eval:
         return
+    import torch
+
     from vlmft.training import checkpoints, fine_tuning
     from vlmft.training.callbacks import Progress, Wandb
 
@@ -124,10 +128,13 @@ def train(config: Config, run: Path, status: Status) -> None:
     if config.tracking.wandb:
         settings: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
         callbacks.append(Wandb(config.tracking, run, settings))
-    summary = fine_tuning.train(
+    try:
+        summary = fine_tuning.train(
         config, model=ready.model, encoder=ready.encoder, rows=ready.rows.rows, validation=ready.held_out.rows,
         decisions=ready.decisions, run=run, callbacks=callbacks, stream=ready.stream,
-    )  # fmt: skip
+        )  # fmt: skip
+    except torch.OutOfMemoryError as error:
+        raise smaller(run, ready.decisions, config.method.batch_size) from error
     counts = {
         "dropped_rows": ready.split.dropped, "over_long_dropped": ready.rows.dropped,
         "images_shrunk": ready.rows.shrunk, "answers_renamed": ready.split.renamed,
@@ -173,6 +180,7 @@ def _decisions(config: Config, run: Path, rows: Sequence[Row], image_token_id: i
                 now, load_config(config.model), config.model, config.method, config.hardware, rows, image_token_id,
                 free_bytes=torch.cuda.mem_get_info()[0],
             )  # fmt: skip
+        now = within(run, now, config.method.batch_size)
         logger.info(
             "device    %s, %s, micro-batch %d, gradient checkpointing %s",
             now.device, "bfloat16" if now.bf16 else now.load_dtype, now.micro_batch,
@@ -263,15 +271,39 @@ def _attempt(run: Path, config: Config, wanted: Config, together: Together, eval
         results.update(run, state="interrupted")
         status.finish("interrupted", f"stopped by {stop or 'SIGINT'}")
         return 130
+    except TryAgain as again:
+        logger.info("memory    %s", again)
+        status.finish("interrupted", str(again))
+        return AGAIN
     except Exception as error:
         # The traceback belongs to the log; the terminal gets the last line of it from the parent.
         logging.getLogger("traceback").exception("the run failed")
-        results.update(run, state="failed")
-        status.finish("failed", str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}")
+        told = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+        if disk_full(error):
+            told = _make_room(run)
+        try:
+            results.update(run, state="failed")
+            status.finish("failed", told)
+        except OSError:  # there is no room for that either
+            print(f"failed    {run}: {told}", file=sys.stderr)
         return 1
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
+
+
+def _make_room(run: Path) -> str:
+    """Remove what was half-written, and say what is left to go on from."""
+    from vlmft.training import checkpoints
+
+    checkpoints.remove_broken(run)
+    left = checkpoints.newest(run)
+    return (
+        f"there is no room left on the disk of {run}. "
+        + (f"{left.name} is whole: make room, and" if left else "Make room, and")
+        + f" the same command goes on {'from there' if left else 'from the start'}; "
+        "method.trainer.save_total_limit says how many checkpoints are kept"
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -286,7 +318,7 @@ def main(arguments: list[str]) -> int:
     for run in in_turn(configs):
         wanted = read_config(options.evaluation) if options.evaluation else configs[run]
         code = _attempt(run, configs[run], wanted, together, evaluate_only=options.evaluation is not None)
-        if code == 130:
+        if code in (130, AGAIN):
             return code
         failures += code
     return 1 if failures else 0

@@ -34,5 +34,19 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
+def test_one_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
+    written = checkpoint(tmp_path / checkpoints.SAVING, 5, sealed=False)
+    assert checkpoints.newest(tmp_path) is None
+    checkpoints.put_in_place(tmp_path, "checkpoint-5", 5, seconds=1.5)
+    assert checkpoints.newest(tmp_path) == tmp_path / "checkpoint-5" and not written.exists()
+    checkpoint(tmp_path / checkpoints.SAVING, 5, sealed=False)
+    checkpoints.put_in_place(tmp_path, "checkpoint-5", 5, seconds=9.0)  # saved for a second reason
+    assert checkpoints.manifest(tmp_path / "checkpoint-5") == {  # as it was
+        "step": 5, "seconds": 1.5, "files": {"deeper/state": 1, "weights": 5},
+    }  # fmt: skip
+    checkpoint(tmp_path / checkpoints.SAVING, 6, sealed=False)
+    assert checkpoints.remove_broken(tmp_path) == ["checkpoint-6"] and not (tmp_path / checkpoints.SAVING).exists()
+
+
 def test_no_checkpoint(tmp_path: Path) -> None:
     assert checkpoints.newest(tmp_path) is None and checkpoints.remove_broken(tmp_path) == []

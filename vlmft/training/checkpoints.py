@@ -1,4 +1,7 @@
-"""Which checkpoints are whole. A manifest, written last, says so; the Trainer itself goes by folder names."""
+"""Checkpoints that are there whole or not at all, and that say so themselves; the Trainer goes by folder names.
+
+One is written into SAVING, flushed to disk, given a manifest of its files, and only then takes its place in the run.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 from vlmft.files import read_json, write_json
 
 MANIFEST = "complete.json"
+SAVING = ".saving"  # of a run: where a checkpoint is written
 _NAME = re.compile(r"checkpoint-(\d+)$")
 
 
@@ -20,13 +24,35 @@ def seal(folder: Path, step: int, **facts: Any) -> None:
     write_json(folder / MANIFEST, {"step": step, "files": sizes, **facts})
 
 
+def put_in_place(run: Path, name: str, step: int, **facts: Any) -> None:
+    """The checkpoint `name`, which lies in SAVING, is sealed and takes its place."""
+    fresh, place = run / SAVING / name, run / name
+    seal(fresh, step, **facts)
+    if place.is_dir():  # of this very step, saved for another reason
+        shutil.rmtree(fresh)
+        return
+    os.replace(fresh, place)
+    _flush_names(run)
+
+
 def flush(folder: Path) -> list[Path]:
     """Flush every file of a folder to disk, and return them."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for file in files:
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
+    for below in {file.parent for file in files} | {folder}:
+        _flush_names(below)
     return files
+
+
+def _flush_names(folder: Path) -> None:
+    """Flush which files a folder has."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def manifest(folder: Path) -> dict[str, Any] | None:
@@ -53,6 +79,7 @@ def newest(run: Path) -> Path | None:
 def remove_broken(run: Path) -> list[str]:
     """Delete checkpoints that are not whole, and return their names. Call only while holding the run's lock."""
     broken = [path for path in _all(run) if not manifest(path)]
-    for path in broken:
-        shutil.rmtree(path)
-    return [path.name for path in broken]
+    half = sorted((run / SAVING).glob("checkpoint-*"))
+    for path in (*broken, run / SAVING):
+        shutil.rmtree(path, ignore_errors=path.name == SAVING)
+    return [path.name for path in (*broken, *half)]

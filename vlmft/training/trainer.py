@@ -63,6 +63,7 @@ class Planned(Trainer):
         self.encoder = encoder
         self.rates = rates or LearningRates()
         self._questions: list[str] = []  # of the optimiser step under way
+        self._saving = False
         self.earlier_seconds = 0.0  # spent by attempts before this one, up to the checkpoint it resumes from
         self._started = time.monotonic()
 
@@ -177,20 +178,25 @@ class Planned(Trainer):
         self.model.train(was_training)
         return metrics
 
+    def _get_output_dir(self, trial: Any) -> str:
+        folder: str = super()._get_output_dir(trial)
+        return str(Path(folder) / checkpoints.SAVING) if self._saving else folder
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         limit, self.args.save_total_limit = self.args.save_total_limit, None
+        self._saving = True
         try:
             Trainer._save_checkpoint(self, model, trial)  # TRL's adds a model card beside the run's files
         finally:
+            self._saving = False
             self.args.save_total_limit = limit
         if self.args.should_save:
-            output = Path(self.args.output_dir)
-            folder = output / f"checkpoint-{self.state.global_step}"
-            step = self.state.global_step
+            output, step = Path(self.args.output_dir), self.state.global_step
             # Where early stopping has decided, there is no step after this one.
             total = step if self.control.should_training_stop else self.state.max_steps
-            checkpoints.seal(folder, step, total=total, seconds=self.seconds())
-            # Only now may an older one go: a kill before the seal must leave the last whole checkpoint.
+            checkpoints.put_in_place(output, f"checkpoint-{step}", step, total=total, seconds=self.seconds())
+            self._find_best()
+            # Only now may an older one go: a kill before must leave the last whole checkpoint.
             rotate_checkpoints(
                 output_dir=str(output),
                 save_total_limit=limit,

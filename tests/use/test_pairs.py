@@ -187,6 +187,22 @@ def test_every_set_has_its_own_folder(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [row.id for row in rows_of(tmp_path / "held")] == ["9"]
 
 
+def test_closed_pairs_that_all_choose_one_answer_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that says no to everything is wrong where the gold is yes."""
+
+    def closed(number: int, gold: str) -> dict[str, Any]:
+        return record(str(number), "yes" if gold == "no" else "no", gold=gold, answer_type="closed")
+
+    rows = [closed(number, "no" if number < 2 else "yes") for number in range(24)]
+    main(["pairs", str(a_run(tmp_path / "one", s_train=rows))])
+    told = "note      22 of 24 closed pairs choose 'yes', as the run nearly always says the other"
+    assert told in capsys.readouterr().out
+    both = [closed(number, "yes" if number % 3 else "no") for number in range(24)]
+    for name, others in (("two", both), ("few", rows[5:20])):
+        main(["pairs", str(a_run(tmp_path / name, s_train=others))])
+        assert "note" not in capsys.readouterr().out
+
+
 def test_never_from_test_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = a_run(tmp_path / "run", s=[record("1", "lung")], s_blank=[record("1", "lung")])
     told = refused(run, capsys=capsys)

@@ -170,6 +170,8 @@ def pairs(options: argparse.Namespace) -> None:
             print(f"no pairs  {one.set}")
         if one.left_out:
             print(f"left out  {one.why_not()}")
+        if one.remark:
+            print(f"note      {one.remark}")
         if one.part:
             print(f"next      {making.next_command(options.run, one, options.absolute)}")
 

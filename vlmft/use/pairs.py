@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from vlmft.data import export
 from vlmft.data.exported import Part
-from vlmft.data.question import MULTIPLE_CHOICE, VQA, Question, Turn
+from vlmft.data.question import CLOSED, MULTIPLE_CHOICE, VQA, Question, Turn
 from vlmft.errors import ConfigError, DataError
 from vlmft.evaluation.ablations import PASSES
 from vlmft.evaluation.answer_kinds import OK
@@ -31,6 +31,7 @@ CONF = Path(__file__).parents[2] / "conf"
 STYLE = AnswerStyle.think_answer  # the form that holds thoughts; a run writes them in its own style
 
 JUDGED = (VQA, MULTIPLE_CHOICE)  # an answer of another task is more or less right
+_FEW, _SIDED = 20, 0.9  # closed pairs, and the share of one answer from which they are one-sided
 RIGHT = "right"
 GRADED = "of tasks whose answers are graded"
 PARTLY = "partly right"
@@ -45,13 +46,14 @@ BAD_ROW = "to rows that would not be read as they are"
 class Made(NamedTuple):
     """The pairs of one set: what was written (None where there are none), and how many answers make no pair, by why.
 
-    `before` says that the same pairs were there already.
+    `before` says that the same pairs were there already, and `remark` what should be known of them.
     """
 
     set: str
     part: Part | None
     left_out: Mapping[str, int]
     before: bool = False
+    remark: str = ""
 
     def why_not(self) -> str:
         return ", ".join(f"{count:,} {why}" for why, count in self.left_out.items())
@@ -85,8 +87,22 @@ def make(
         if questions:
             folder = out if out and only else (out or run / "pairs") / name
             part, before = _write(folder, questions, absolute)
-        made.append(Made(name, part, left_out[name], before))
+        made.append(Made(name, part, left_out[name], before, _one_sided(questions)))
     return made
+
+
+def _one_sided(questions: Sequence[Question]) -> str:
+    """A sentence where nearly all closed pairs choose the same answer, "" elsewhere."""
+    chosen = Counter(question.answer.casefold() for question in questions if question.answer_type == CLOSED)
+    if not chosen:
+        return ""
+    (answer, count), total = chosen.most_common(1)[0], chosen.total()
+    if total < _FEW or count < _SIDED * total:
+        return ""
+    return (
+        f"{count:,} of {total:,} closed pairs choose {answer!r}, as the run nearly always says the other: DPO on them "
+        "teaches that answer, not the pictures"
+    )
 
 
 def of_records(records: Iterable[Mapping[str, Any]], protocol: str) -> tuple[list[Question], Counter[str]]:

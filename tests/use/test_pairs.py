@@ -138,7 +138,7 @@ def test_the_rows_are_those_that_were_asked(tmp_path: Path, capsys: pytest.Captu
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == f"written   {run}/pairs/s/train.json: 4 rows on 2 pictures" and shown[1] == "left out  1 right"
     assert shown[2] == (
-        f"next      python train.py method=dpo model=… dataset=pairs paths.pairs={run}/pairs/s eval=none"
+        f"next      python train.py method=dpo model=… dataset=pairs dataset.name=s paths.pairs={run}/pairs/s eval=none"
     )
     got = rows_of(run / "pairs" / "s")
     facts = {"organ": "abdomen"}
@@ -181,7 +181,7 @@ def test_every_set_has_its_own_folder(tmp_path: Path, capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["s", "slake"]
     assert "no pairs  t\nleft out  1 right\n" in shown
-    assert f"model=tiny_glm41v dataset=pairs paths.pairs={tmp_path}/out/slake eval=slake\n" in shown
+    assert f"model=tiny_glm41v dataset=pairs dataset.name=slake paths.pairs={tmp_path}/out/slake eval=slake\n" in shown
     assert [row.rejected for row in rows_of(tmp_path / "out" / "slake")] == [Turn("Which 1?", "pus")]
     main(["pairs", str(run), "--split", "validation", "--out", str(tmp_path / "held"), "--set", "s"])
     assert [row.id for row in rows_of(tmp_path / "held")] == ["9"]

@@ -134,6 +134,7 @@ def next_command(run: Path, made: Made, absolute: bool = False) -> str:
         f"python train.py method={'dpo_full' if whole else 'dpo'}",
         f"model={model}",
         "dataset=pairs",
+        f"dataset.name={made.set}",  # whose rows they are: in names and reports the run is one on that set
         f"paths.pairs={made.part.file.parent}",
     ]
     words += ["dataset.absolute_paths=true"] if absolute else []

@@ -29,7 +29,8 @@ import sets
 from memory import peak_mb
 from transformers.utils import logging
 
-from vlmft.chat.encode import IGNORED, Encoder, Row, fit
+from vlmft.chat.encode import IGNORED, Encoder, Row
+from vlmft.chat.over_long import fit
 from vlmft.data.load import load
 from vlmft.data.question import Question
 from vlmft.models.load import load_processor, stop_ids

@@ -30,7 +30,8 @@ import sets
 from memory import peak_mb
 from transformers.utils import logging
 
-from vlmft.chat.encode import Encoder, fit
+from vlmft.chat.encode import Encoder
+from vlmft.chat.over_long import fit
 from vlmft.data.load import load
 from vlmft.models.load import load_processor, stop_ids
 from vlmft.schema import Dataset, Method, OverLong

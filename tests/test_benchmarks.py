@@ -54,3 +54,18 @@ def test_pairs_have_the_loss_of_stock_trl_and_are_timed_against_it() -> None:
     assert found["pair_ratio"] > 0 and found["beta_sweep_ratio"] > 0
     assert found["shared_pair_ratio"] > 0 and found["shared_beta_sweep_ratio"] > 0
     assert found["loss_difference"] < 1e-5 and found["image_tokens"] == 9
+
+
+@pytest.mark.slow
+def test_killed_runs_come_to_the_weights_of_undisturbed_ones() -> None:
+    """A kill of each kind of run, with each signal, two of them inside a save."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "crash.py"), "--json", "--kills", "3", "--together", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["kills"], found["inside_a_save"], found["equal"]) == (3, 2, 3)
+    one = {"kills": 1, "equal": 1}
+    assert found["by_kind"] == dict.fromkeys(("full", "lora", "dpo"), one)
+    assert found["by_signal"] == dict.fromkeys(("SIGKILL", "SIGTERM", "SIGUSR2"), one)
+    assert sum(bar["kills"] for bar in found["by_place"].values()) == 3
+    assert sum(bar["kills"] for place, bar in found["by_place"].items() if place.startswith("save: ")) == 2

@@ -23,8 +23,8 @@ from vlmft.models.load import source
 from vlmft.schema import Config
 from vlmft.status import Status
 from vlmft.training import fine_tuning, rehearsal
+from vlmft.training.prepare import prepare
 from vlmft.training.sft import VqaTrainer
-from vlmft.worker import prepare
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ("dataset=demo_ct", "dataset.max_rows=60", "method.batch_size=4", "hardware=cpu", "eval.max_rows=6",

@@ -182,22 +182,22 @@ def test_another_device_is_refused_and_a_decided_micro_batch_is_kept(tmp_path: P
     from vlmft.errors import DataError
     from vlmft.provenance import write_decided
     from vlmft.training import checkpoints
-    from vlmft.worker import _decisions
+    from vlmft.training.prepare import decisions_of
 
     config = composed(*SMALL, "method=full")
-    first = _decisions(config, tmp_path, [], None)
+    first = decisions_of(config, tmp_path, [], None)
     assert first.micro_batch == 4
     config.hardware.micro_batch = 2
-    assert _decisions(config, tmp_path, [], None).micro_batch == 2, (
+    assert decisions_of(config, tmp_path, [], None).micro_batch == 2, (
         "until there is a checkpoint, the last choice counts"
     )
     (tmp_path / "checkpoint-1").mkdir()
     checkpoints.seal(tmp_path / "checkpoint-1", 1)
     config.hardware.micro_batch = 4
-    assert _decisions(config, tmp_path, [], None).micro_batch == 2
+    assert decisions_of(config, tmp_path, [], None).micro_batch == 2
     write_decided(tmp_path, first.as_dict() | {"device": "cuda", "bf16": True})
     with pytest.raises(DataError, match=r"started on cuda.*would use cpu.*force=true"):
-        _decisions(config, tmp_path, [], None)
+        decisions_of(config, tmp_path, [], None)
 
 
 def test_a_skipped_run_is_quick(command: Command, tmp_path: Path) -> None:

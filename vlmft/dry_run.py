@@ -16,6 +16,7 @@ from vlmft.errors import DataError
 from vlmft.schema import Config, read_config
 from vlmft.status import Status
 from vlmft.training.out_of_memory import too_large
+from vlmft.training.prepare import Prepared, prepare
 
 logger = logging.getLogger("vlmft.dry_run")
 
@@ -33,7 +34,7 @@ def dry_run(config: Config, folder: Path, status: Status) -> dict[str, Any]:
     from vlmft.training.callbacks import Progress
     from vlmft.training.rehearsal import rehearse
 
-    ready = worker.prepare(config, folder, status)
+    ready = prepare(config, folder, status)
     try:
         model, facts = rehearse(
             config, model=ready.model, encoder=ready.encoder, rows=ready.rows.rows, decisions=ready.decisions,
@@ -55,7 +56,7 @@ def dry_run(config: Config, folder: Path, status: Status) -> dict[str, Any]:
     return found
 
 
-def _answers(config: Config, ready: worker.Prepared, model: Any, status: Status) -> dict[str, Any]:
+def _answers(config: Config, ready: Prepared, model: Any, status: Status) -> dict[str, Any]:
     """One batch of answers to the longest prompts of the first set, and how long all sets take at that speed."""
     import torch
 

@@ -62,7 +62,8 @@ def start(config: Config) -> None:
 
 def row_sizes(config: Config, model_config: Any) -> RowSizes:
     """Of the run's rows, packed as in training, where its sets and its processor are here; else as long as allowed."""
-    from vlmft.chat.encode import Encoder, fit
+    from vlmft.chat.encode import Encoder
+    from vlmft.chat.over_long import fit
     from vlmft.data.training_split import training_questions
     from vlmft.models import row_sizes
     from vlmft.models.load import load_processor, stop_ids

@@ -12,101 +12,22 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 
-from vlmft.data import leakage
 from vlmft.errors import AGAIN, DataError
 from vlmft.evaluation import results
-from vlmft.evaluation.evaluate import TRAINED_ON, chosen_sets, prompts_of
 from vlmft.evaluation.runs import Together, in_turn
 from vlmft.files import disk_full
-from vlmft.hardware import Decisions, decide
-from vlmft.provenance import decided, write_decided
-from vlmft.schema import Algorithm, Config, Task, read_config
+from vlmft.schema import Config, Task, read_config
 from vlmft.status import Status
-from vlmft.training import init_from
-from vlmft.training.out_of_memory import TryAgain, smaller, within
-
-if TYPE_CHECKING:
-    from vlmft.chat.encode import Encoded, Encoder, Row
-    from vlmft.data.load import Loaded
-    from vlmft.data.training_split import TrainingSplit
-    from vlmft.training.streamed import Stream
+from vlmft.training.out_of_memory import TryAgain, smaller
+from vlmft.training.prepare import Prepared, prepare
 
 logger = logging.getLogger("vlmft.worker")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What training starts from: data read and encoded, the device's choices, and the model with its frozen parts."""
-
-    split: TrainingSplit
-    encoder: Encoder
-    rows: Encoded
-    held_out: Encoded
-    tests: dict[str, tuple[Loaded, Encoded]]  # the questions and prompts of each set to evaluate on
-    decisions: Decisions
-    model: Any
-    stream: Stream | None = None  # of a set that is read while training; `split` and `rows` then hold its first buffer
-
-
-def prepare(config: Config, run: Path, status: Status) -> Prepared:
-    """Read, encode and audit the data, decide for the device, and load the model. Raises DataError."""
-    from vlmft.chat.encode import Encoder, fit
-    from vlmft.data.training_split import training_questions
-    from vlmft.models.load import freeze, load_processor, stop_ids
-    from vlmft.training import streamed
-
-    loaded = replace(config, model=init_from.base(config))
-    status.phase("reading data")
-    encoder = Encoder(load_processor(loaded.model), config.model.answer_style, stop_ids(loaded.model))
-    limit, policy = config.method.max_row_tokens, config.dataset.over_long
-    stream, trained_on = None, run / TRAINED_ON
-    if config.dataset.streaming:
-        earlier = init_from.with_earlier_rows(config, [])
-        stream = streamed.read_through(config.dataset, config.method, encoder, run, trained_on, earlier)
-        split, rows = stream.split(), stream.encoded()
-    else:
-        split = training_questions(config.dataset, config.seed)
-        rows = fit(encoder, encoder.rows(split.train, config.method.algorithm), limit, policy)
-        leakage.write(trained_on, init_from.with_earlier_rows(config, leakage.trained_on(split.train)))
-    held_out = fit(encoder, encoder.rows(split.validation, config.method.algorithm), limit, policy)
-    logger.info("data      %s", stream.describe() if stream else split.describe())
-    for what, count in (("over-long rows dropped", rows.dropped), ("images shrunk to fit", rows.shrunk)):
-        if count:
-            logger.info("data      %d %s", count, what)
-    tests = {}
-    for name, spec in chosen_sets(config.eval, config.dataset).items():
-        # What is wrong with a test set shows before training.
-        tests[name] = prompts_of(encoder, spec, config.eval, limit, policy)
-        found = leakage.sentences(leakage.audit(leakage.each(trained_on), tests[name][0].questions).counts, name)
-        for sentence in found or [f"nothing of {name} is in train"]:
-            logger.info("leakage   %s", sentence)
-    decisions = _decisions(loaded, run, rows.rows, encoder.image_token_id)
-    model = init_from.load(config, decisions.load_dtype, run)
-    if config.method.algorithm is Algorithm.dpo:
-        rows, held_out = (
-            _with_reference(part, config, model, encoder, decisions, run, status) for part in (rows, held_out)
-        )
-    freeze(model, **vars(config.model.freeze))
-    return Prepared(split, encoder, rows, held_out, tests, decisions, model, stream)
-
-
-def _with_reference(
-    encoded: Encoded, config: Config, model: Any, encoder: Encoder, decisions: Decisions, run: Path, status: Status
-) -> Encoded:
-    """The pairs with what the reference model says of them."""
-    from vlmft.training.reference import with_reference
-
-    if not encoded.rows:
-        return encoded
-    status.phase("asking the reference", total=len(encoded.rows))
-    return replace(encoded, rows=with_reference(config, model, encoded.rows, encoder, decisions, run, status.advance))
 
 
 def train(config: Config, run: Path, status: Status) -> None:
@@ -130,8 +51,8 @@ def train(config: Config, run: Path, status: Status) -> None:
         callbacks.append(Wandb(config.tracking, run, settings))
     try:
         summary = fine_tuning.train(
-        config, model=ready.model, encoder=ready.encoder, rows=ready.rows.rows, validation=ready.held_out.rows,
-        decisions=ready.decisions, run=run, callbacks=callbacks, stream=ready.stream,
+            config, model=ready.model, encoder=ready.encoder, rows=ready.rows.rows, validation=ready.held_out.rows,
+            decisions=ready.decisions, run=run, callbacks=callbacks, stream=ready.stream,
         )  # fmt: skip
     except torch.OutOfMemoryError as error:
         raise smaller(run, ready.decisions, config.method.batch_size) from error
@@ -159,48 +80,6 @@ def _memory(config: Config, ready: Prepared, run: Path) -> list[Any]:
         results.update(run, memory=found)
 
     return [MeasuredPeak(need.total, compared)]
-
-
-def _decisions(config: Config, run: Path, rows: Sequence[Row], image_token_id: int | None) -> Decisions:
-    """The device's choices of the first start; DataError where this machine cannot go on with them.
-
-    Until there is a checkpoint nothing depends on them, and a later start may choose again.
-    """
-    from vlmft.training import checkpoints
-
-    now, first = decide(config.model, config.method, config.hardware), decided(run)
-    if first is None or checkpoints.newest(run) is None:
-        if now.device == "cuda":
-            import torch
-
-            from vlmft.models.load import load_config
-            from vlmft.models.memory import fitted
-
-            now = fitted(
-                now, load_config(config.model), config.model, config.method, config.hardware, rows, image_token_id,
-                free_bytes=torch.cuda.mem_get_info()[0],
-            )  # fmt: skip
-        now = within(run, now, config.method.batch_size)
-        logger.info(
-            "device    %s, %s, micro-batch %d, gradient checkpointing %s",
-            now.device, "bfloat16" if now.bf16 else now.load_dtype, now.micro_batch,
-            "on" if now.gradient_checkpointing else "off",
-        )  # fmt: skip
-        write_decided(run, now.as_dict())
-        return now
-    then = Decisions(**first)
-    if (then.device, then.load_dtype, then.bf16) != (now.device, now.load_dtype, now.bf16):
-        raise DataError(
-            f"this run was started on {then.device} ({then.load_dtype}, bf16 {'on' if then.bf16 else 'off'}) and "
-            f"this machine would use {now.device} ({now.load_dtype}): the weights would differ. Resume it on such a "
-            "device, or start again with force=true."
-        )
-    if then != now:
-        logger.info(
-            "device    going on as at the first start: micro-batch %d, gradient checkpointing %s",
-            then.micro_batch, "on" if then.gradient_checkpointing else "off",
-        )  # fmt: skip
-    return then
 
 
 def log_to(run: Path, level: str) -> logging.Handler:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from vlmft.chat import encode
 from vlmft.chat.collate import collate, for_model
-from vlmft.chat.encode import IGNORED, Encoder, Row, fit
+from vlmft.chat.encode import IGNORED, Encoder, Row
+from vlmft.chat.over_long import fit
 from vlmft.chat.prompts import messages, target
 from vlmft.data.load import load, without_images
 from vlmft.data.question import IMAGE_MARK, Question, Turn

@@ -23,7 +23,8 @@ from vlmft.schema import BadRows, Closed, Dataset, Eval, OverLong, QuestionSet
 from vlmft.status import Status
 
 if TYPE_CHECKING:
-    from vlmft.chat.encode import Encoded, Encoder, Row
+    from vlmft.chat.encode import Encoder, Row
+    from vlmft.chat.over_long import Encoded
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ def prompts_of(
     Test questions are never dropped for their length: `dataset.over_long=drop` refuses here. Those of another
     `eval.split` are, as in training. `without` names a pass whose prompts show other pictures than the questions' own.
     """
-    from vlmft.chat.encode import fit
+    from vlmft.chat.over_long import fit
 
     of_test = config.split == Eval.split
     loaded = test_questions(spec, config) if of_test else load(spec, config.split, limit=config.max_rows)

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 
-from vlmft.chat.encode import Encoded, Encoder, Row, fit
+from vlmft.chat.encode import Encoder, Row
+from vlmft.chat.over_long import Encoded, fit
 from vlmft.chat.packing import Pack
 from vlmft.data import leakage, stream
 from vlmft.data.load import load

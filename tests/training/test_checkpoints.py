@@ -38,7 +38,7 @@ def test_one_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
     written = checkpoint(tmp_path / checkpoints.SAVING, 5, sealed=False)
     assert checkpoints.newest(tmp_path) is None
     checkpoints.put_in_place(tmp_path, "checkpoint-5", 5, seconds=1.5)
-    assert checkpoints.newest(tmp_path) == tmp_path / "checkpoint-5" and not written.exists()
+    assert checkpoints.newest(tmp_path) == tmp_path / "checkpoint-5" and not written.parent.exists()
     checkpoint(tmp_path / checkpoints.SAVING, 5, sealed=False)
     checkpoints.put_in_place(tmp_path, "checkpoint-5", 5, seconds=9.0)  # saved for a second reason
     assert checkpoints.manifest(tmp_path / "checkpoint-5") == {  # as it was

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ def put_in_place(run: Path, name: str, step: int, **facts: Any) -> None:
     seal(fresh, step, **facts)
     if place.is_dir():  # of this very step, saved for another reason
         shutil.rmtree(fresh)
-        return
-    os.replace(fresh, place)
-    _flush_names(run)
+    else:
+        os.replace(fresh, place)
+        _flush_names(run)
+    with suppress(OSError):  # something else may lie there
+        fresh.parent.rmdir()
 
 
 def flush(folder: Path) -> list[Path]:

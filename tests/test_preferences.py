@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks import crash
 from tests.test_kill import KILLER, weights
 from tests.test_run import read
 from vlmft.cli import main
-from vlmft.data.load import load
-from vlmft.schema import Config
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 QUIET = ("hardware=cpu", "check=false", "eval.generation.max_new_tokens=16", "eval.protocols=[normalized]")
@@ -27,20 +24,9 @@ def run_of(done: subprocess.CompletedProcess[str]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pairs(composed: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of pairs about drawn CT pictures: the gold answer, and that of another question."""
-    questions = load(replace(composed("dataset=demo_ct").dataset, max_rows=None), "train").questions[:48]
-    answers = sorted({question.answer for question in questions})
-    rows = [
-        {
-            "id": question.id, "messages": [{"role": "user", "content": question.text}],
-            "images": list(question.images), "chosen": question.answer,
-            "rejected": answers[answers.index(question.answer) - 1],
-        }
-        for question in questions
-    ]  # fmt: skip
-    folder = tmp_path_factory.mktemp("pairs")
-    (folder / "train.json").write_text(json.dumps(rows))
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("preferences") / "pairs"
+    crash.pairs(folder)
     return folder
 
 

@@ -48,6 +48,15 @@ def ask(config: Config, questions: list[Question], folder: Path) -> list[Any]:
     return reference.with_reference(config, model, rows, encoder, decisions, folder, lambda done: None)
 
 
+def taken_away(config: Config, questions: list[Question], folder: Path, kept: Path) -> tuple[list[Any], Path, str]:
+    """What was asked, and the file that it was kept in, with what stood there: it is gone."""
+    whole = ask(config, questions, folder)
+    (file,) = kept.glob("*.jsonl")
+    text = file.read_text()
+    file.unlink()
+    return whole, file, text
+
+
 def digest(config: Config, questions: list[Question]) -> str:
     encoder, decisions = parts(config)
     return reference._digest(config, list(encoder.rows(questions, Algorithm.dpo)), decisions)  # type: ignore[arg-type]
@@ -92,10 +101,8 @@ def test_a_computation_that_was_killed_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     config = composed(*BASE)
-    whole = ask(config, questions, tmp_path)
-    (file,) = own_cache.glob("*.jsonl")
-    lines = file.read_text().splitlines(keepends=True)
-    file.unlink()
+    whole, file, text = taken_away(config, questions, tmp_path, own_cache)
+    lines = text.splitlines(keepends=True)
     (own_cache / f".{file.name}").write_text("".join(lines[:2]) + lines[2][:9])
     asked: list[int] = []
 
@@ -114,10 +121,7 @@ def test_another_run_that_computes_it_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     config = composed(*BASE)
-    whole = ask(config, questions, tmp_path)
-    (file,) = own_cache.glob("*.jsonl")
-    text = file.read_text()
-    file.unlink()
+    whole, file, text = taken_away(config, questions, tmp_path, own_cache)
     monkeypatch.delattr(reference, "log_probabilities")
 
     def finish(lock: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from trl import SFTTrainer
 
 from vlmft.training.trainer import Planned
@@ -23,6 +22,3 @@ class VqaTrainer(Planned, SFTTrainer):
             self._total_train_tokens = before + self.accelerator.gather_for_metrics(tokens).sum().item()
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return loss
-
-    def _count(self, inputs: dict[str, Any]) -> torch.Tensor:
-        return (inputs["labels"][:, 1:] != -100).sum()

@@ -51,7 +51,8 @@ class Collator:
 class Planned(Trainer):
     """In front of one of TRL's trainers: it knows which questions are in a step, and saves checkpoints whole.
 
-    The trainer says what its loss is a mean of: `_count` of a batch, and `_get_num_items_in_batch` of a step.
+    Its loss is a mean over answer tokens; a trainer with another one says so in `_count` (of a batch) and in
+    `_get_num_items_in_batch` (of a step).
     """
 
     collator = Collator
@@ -134,7 +135,7 @@ class Planned(Trainer):
 
     def _count(self, inputs: dict[str, Any]) -> torch.Tensor:
         """Of how many things the loss of a batch is the mean."""
-        raise NotImplementedError
+        return (inputs["labels"][:, 1:] != -100).sum()
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         self._questions += inputs.pop("questions")

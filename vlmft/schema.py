@@ -74,6 +74,17 @@ class Device(Enum):
     cuda = "cuda"
 
 
+class Strategy(Enum):
+    ddp = "ddp"  # every process holds the whole model
+    fsdp = "fsdp"  # PyTorch's FSDP2: weights, gradients and optimiser states in shards
+    deepspeed = "deepspeed"  # ZeRO, as `hardware.deepspeed` says
+
+
+class SplitModel(Enum):
+    no = "no"
+    auto = "auto"  # over all GPUs in sight, layer by layer, by one process: to evaluate, ask or export
+
+
 @dataclass
 class Freeze:
     vision: bool = False
@@ -179,6 +190,29 @@ class Hardware:
     micro_batch: Any = "auto"  # questions per forward pass: auto, or a number that divides method.batch_size
     slots: Optional[int] = None  # runs at the same time; None: one per free GPU, one on a CPU
     gpu_memory: Optional[float] = None  # GB of the GPU that task=plan is asked about; None: the one found here
+    processes: Any = 1  # on each machine: a number, or auto (one for each GPU that is free)
+    nodes: int = 1  # machines that work on one run together
+    strategy: Strategy = Strategy.ddp  # how several processes share a model
+    fsdp: Dict[str, Any] = field(default_factory=_open)  # `fsdp_config` of transformers' TrainingArguments
+    deepspeed: Dict[str, Any] = field(default_factory=_open)  # DeepSpeed's own settings
+    split_model: SplitModel = SplitModel.no
+    # Of Slurm. Null leaves a thing to the cluster; time and memory, to the kind of job.
+    time: Optional[str] = None  # as sbatch takes it: 24:00:00, 1-12:00:00, or minutes
+    memory: Optional[int] = None  # GB on each machine
+    gpus: Optional[int] = None  # on each machine; None: as many as processes
+    gres: Optional[str] = None  # asked for in the place of gpus, such as gpu:a100:2
+    cpus: Optional[int] = None  # of each machine
+    partition: Optional[str] = None
+    account: Optional[str] = None
+    qos: Optional[str] = None
+    constraint: Optional[str] = None
+    exclude: Optional[str] = None
+    array_parallelism: int = 256  # jobs of a sweep that may run at a time
+    setup: List[str] = field(default_factory=list)  # lines before the command, such as module load cuda
+    additional_parameters: Dict[str, Any] = field(default_factory=dict)  # any other option of sbatch
+    signal_delay: int = 120  # seconds before its end that a job is told, to save and be queued again
+    max_timeouts: int = 20  # times that a job that ran out of time is queued again
+    wait: bool = True  # until the jobs have ended; false: submit and return
 
 
 @dataclass

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vlmft import ranks
 from vlmft.files import read_json, write_json
 from vlmft.history import ranked
 
@@ -28,10 +29,14 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 class Status:
-    """The status of one attempt at a run. States: running, done, failed, interrupted."""
+    """The status of one attempt at a run. States: running, done, failed, interrupted.
+
+    Of several processes the first one tells it; the others write and print nothing.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._silent = not ranks.first()
         self.values: dict[str, Any] = {
             "state": "running",
             "attempt": read(folder).get("attempt", 0) + 1,
@@ -57,7 +62,7 @@ class Status:
         self.values.update(phase=name, step=done, total=total, eta=None)
         self._began = (time.monotonic(), done)
         self._printed = time.monotonic()
-        if total and sys.stdout.isatty():
+        if total and sys.stdout.isatty() and not self._silent:
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
                 TimeRemainingColumn(), console=Console(file=sys.stdout),
@@ -77,7 +82,7 @@ class Status:
             self._bar.update(self._task, completed=done)
         elif time.monotonic() - self._printed > _PRINT_EVERY:
             self._printed = time.monotonic()
-            print(self._line(), flush=True)
+            self._print()
         self._write(now=done == total)
 
     def note(self, step: int, **values: float) -> None:
@@ -107,9 +112,15 @@ class Status:
             self._bar.stop()
             self._bar = None
         elif self.values["total"] and self.values["step"]:
+            self._print()
+
+    def _print(self) -> None:
+        if not self._silent:
             print(self._line(), flush=True)
 
     def _write(self, now: bool) -> None:
+        if self._silent:
+            return
         if now or time.monotonic() - self._written > _WRITE_EVERY:
             self._written = time.monotonic()
             write_json(self.folder / "status.json", self.values | {"updated": time.time()})

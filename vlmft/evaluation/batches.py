@@ -1,8 +1,10 @@
-"""Which prompts are answered together: those about the same pictures, and as many as memory should hold."""
+"""Which prompts are answered together: those about the same pictures, by one process, as many as memory should hold."""
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from vlmft.chat.encode import Row
 
@@ -29,6 +31,28 @@ def batches(
         held += len(part[0])
     if batch:
         yield batch
+
+
+def share(rows: Sequence[Row], todo: Sequence[int], times: Sequence[int], process: int, count: int) -> list[int]:
+    """Of the row numbers `todo`, in their order, those that `process` of `count` answers; every process counts alike.
+
+    Rows about the same pictures stay together. The processes have about as many tokens, those of a row counted as often
+    as `times`, in the order of `todo`, says that it is read.
+    """
+    together: dict[Any, list[int]] = {}
+    tokens: dict[Any, int] = {}
+    for number, reads in zip(todo, times, strict=True):
+        key = rows[number].images or number
+        together.setdefault(key, []).append(number)
+        tokens[key] = tokens.get(key, 0) + reads * _length(rows[number])
+    held = [(0, one) for one in range(count)]
+    mine: list[int] = []
+    for key in sorted(together, key=lambda key: -tokens[key]):  # the largest first, each to who has least
+        least, one = held[0]
+        heapq.heapreplace(held, (least + tokens[key], one))
+        if one == process:
+            mine += together[key]
+    return sorted(mine)
 
 
 def _length(row: Row) -> int:

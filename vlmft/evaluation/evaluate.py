@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from vlmft import ranks
 from vlmft.data import leakage, stream
 from vlmft.data.load import Loaded, load, source
 from vlmft.data.mixture import training_sets
@@ -16,6 +17,7 @@ from vlmft.data.question import CLOSED, MULTIPLE_CHOICE, VQA, Question
 from vlmft.errors import DataError
 from vlmft.evaluation import floors, results
 from vlmft.evaluation.ablations import PASSES, SHUFFLED, without_their_pictures
+from vlmft.evaluation.parts import of_the_first
 from vlmft.evaluation.predictions import predictions_file
 from vlmft.files import file_digests
 from vlmft.identity import generation_hash
@@ -83,13 +85,13 @@ def evaluate(
     """Generate and score what is missing of `sets` in the run's folder, set by set.
 
     `known` keeps what was read and encoded, for other runs with the same encoder. Raises DataError where an adapter
-    changes nothing.
+    changes nothing. Several processes share the questions of each set; the first one scores them.
     """
     from vlmft.evaluation.generate import predict
 
     hashes = wanted(run.name, sets, config)
-    generate, rescore = results.pending(run, hashes, config.protocols)
-    for name in rescore:
+    generate, rescore = of_the_first(results.pending(run, hashes, config.protocols))
+    for name in rescore if ranks.first() else []:
         results.score_set(run, name, config.protocols, hashes[name])
     trained_on = run / TRAINED_ON
     for name in generate:
@@ -115,7 +117,8 @@ def evaluate(
             predictions_file(run, name), hashes[name], status.advance,
             notes=notes, options=options_of(loaded.questions, train()) if config.closed is Closed.likelihood else None,
         )  # fmt: skip
-        results.score_set(run, name, config.protocols, hashes[name], **facts)
+        if ranks.first():
+            results.score_set(run, name, config.protocols, hashes[name], **facts)
 
 
 def test_questions(spec: QuestionSet, config: Eval) -> Loaded:

@@ -9,21 +9,16 @@ from typing import Any
 
 import torch
 
+from vlmft import ranks
 from vlmft.chat.collate import collate, for_model
 from vlmft.chat.encode import Encoder, Row
 from vlmft.chat.packing import Pack, groups
 from vlmft.data import images
 from vlmft.data.question import DETECTION, INSTANCE_DETECTION, Question
 from vlmft.evaluation import likelihood, shared_prefix
-from vlmft.evaluation.batches import batches
-from vlmft.evaluation.predictions import (
-    as_line,
-    partial_file,
-    put_in_place,
-    read_predictions,
-    record,
-    write_predictions,
-)
+from vlmft.evaluation.batches import batches, share
+from vlmft.evaluation.parts import Parts
+from vlmft.evaluation.predictions import as_line, record
 from vlmft.schema import AnswerStyle, Generation, Packing
 
 # A model that ends its answer pays nothing for a high limit; one that rambles is cut here, and counted as unparsed.
@@ -52,29 +47,28 @@ def predict(
 
     `rows` are the prompts of `questions`, `notes` what their records say of the training rows, and `options` what they
     are to be answered with (nothing: freely), each in the same order. Records are kept batch by batch beside `file`
-    until they are whole, so that a killed evaluation goes on where it was.
+    until they are whole, so that a killed evaluation goes on where it was. Of several processes each answers its share;
+    all have to come here, with the same questions.
     """
-    partial = partial_file(file, generation)
-    wanted = {question.id for question in questions}
-    kept = [r for r in read_predictions(partial) if r["generation"] == generation and r["id"] in wanted]
-    write_predictions(partial, kept)
-    done = {r["id"]: r for r in kept}
-    on_progress(len(done))
-    todo = [number for number, question in enumerate(questions) if question.id not in done]
-    with open(partial, "a", encoding="utf-8") as out:
-        for numbers, replies in _replies(model, encoder, rows, options, todo, settings):
+    parts = Parts(file, generation)
+    answered = parts.gather(question.id for question in questions)
+    on_progress(len(answered))
+    todo = [number for number, question in enumerate(questions) if question.id not in answered]
+    times = [len(options[number]) or 1 for number in todo] if options else [1] * len(todo)
+    mine = share(rows, todo, times, ranks.number(), ranks.count())
+    with open(parts.own, "a", encoding="utf-8") as out:
+        for numbers, replies in _replies(model, encoder, rows, options, mine, settings):
             for number, reply in zip(numbers, replies, strict=True):
                 question = questions[number]
                 known: dict[str, Any] = {"train": notes[number]} if notes else {}
                 if question.task in (DETECTION, INSTANCE_DETECTION) and question.images:
                     known["image_size"] = images.size(question.images[0])
-                done[question.id] = record(question, generation=generation, **reply, **known)
-                out.write(as_line(done[question.id]))
+                out.write(as_line(record(question, generation=generation, **reply, **known)))
             out.flush()
-            on_progress(len(done))
-    ordered = [done[question.id] for question in questions]
-    write_predictions(partial, ordered)
-    put_in_place(file, partial)
+            if ranks.first():
+                on_progress(parts.lines())
+    ordered = parts.put_together([question.id for question in questions])
+    on_progress(len(ordered))
     return ordered
 
 

@@ -6,6 +6,7 @@ come back when those settings are asked for again. A file under its own name is 
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Iterable
@@ -27,13 +28,21 @@ def predicted_sets(run: Path) -> list[str]:
     return sorted(file.name[len("predictions_") : -len(".jsonl")] for file in run.glob("predictions_*.jsonl"))
 
 
-def partial_file(file: Path, generation: str) -> Path:
-    """Where predictions grow until they are whole; what `earlier/` has of these settings is moved there."""
-    partial = file.with_name(f".{file.stem}.{generation}.jsonl")
+def partial_file(file: Path, generation: str, rank: int = 0) -> Path:
+    """Where the predictions of one process grow until all are whole; the first one's name has no number."""
+    return file.with_name(f".{file.stem}.{generation}{f'.rank{rank}' if rank else ''}.jsonl")
+
+
+def other_parts(file: Path, generation: str) -> list[Path]:
+    """The partial files that processes other than the first have left or are writing."""
+    return sorted(file.parent.glob(f"{glob.escape(f'.{file.stem}.{generation}')}.rank*.jsonl"))
+
+
+def restore(file: Path, generation: str) -> None:
+    """What `earlier/` has of these settings becomes the first process's partial file."""
     kept = _earlier(file, generation)
     if kept.is_file():
-        os.replace(kept, partial)
-    return partial
+        os.replace(kept, partial_file(file, generation))
 
 
 def put_in_place(file: Path, partial: Path) -> None:

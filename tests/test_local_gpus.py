@@ -277,7 +277,7 @@ def test_the_live_table_follows_the_plan(tmp_path: Path, monkeypatch: pytest.Mon
     plan = [{"number": 0, "folder": "outputs/a"}, {"number": 1, "folder": None}, {"number": 2, "folder": "outputs/c"}]
     (tmp_path / "plan.json").write_text(json.dumps({"jobs": plan}))
     jobs = [_processes.Job(n, f"n={n}", tmp_path / f"{n}.log", tmp_path / f"{n}.call", JobReturn()) for n in (0, 1)]
-    with _processes._display(jobs, tmp_path) as show:
+    with _processes.display(jobs, tmp_path) as show:
         assert tables[-1] == ([Path("outputs/a")], ["#0 a"]), "a job that has found no folder yet has no row"
         plan[1]["folder"] = "outputs/b"
         (tmp_path / "plan.json").write_text(json.dumps({"jobs": plan}))

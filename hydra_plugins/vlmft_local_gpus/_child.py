@@ -47,14 +47,14 @@ def _do(call: Path) -> Any:
     return returned
 
 
-def _told(error: Exception) -> bool:
+def told(error: Exception) -> bool:
     """Whether `vlmft.errors.fail` has told it in plain words already."""
     from vlmft.errors import ConfigError, DataError, RunFailed
 
     return isinstance(error, ConfigError | DataError | RunFailed)
 
 
-def _pickled(returned: Any) -> bytes:
+def pickled(returned: Any) -> bytes:
     """The JobReturn as a parent can read it; what cannot travel is replaced by its text."""
     import cloudpickle
     from hydra.core.utils import JobStatus
@@ -79,10 +79,10 @@ def main(call: Path, parent: int) -> int:
         _end_with(parent)
         returned = _do(call)
         error = returned._return_value
-        if isinstance(error, Exception) and not _told(error):
+        if isinstance(error, Exception) and not told(error):
             traceback.print_exception(error)
         half = call.with_suffix(".half")
-        half.write_bytes(_pickled(returned))
+        half.write_bytes(pickled(returned))
         half.replace(call.with_suffix(".return"))
     except KeyboardInterrupt:
         return 130

@@ -80,7 +80,7 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], sweep_dir:
     """
     waiting = deque(jobs)
     running: dict[int, Job] = {}
-    with _sigterm_raises(), _display(jobs, sweep_dir) as show:
+    with _sigterm_raises(), display(jobs, sweep_dir) as show:
         try:
             while waiting or running:
                 for slot, environment in enumerate(slots):
@@ -145,7 +145,7 @@ def _sigterm_raises() -> Iterator[None]:
 
 
 @contextmanager
-def _display(jobs: Sequence[Job], sweep_dir: Path) -> Iterator[Callable[[str | None], None]]:
+def display(jobs: Sequence[Job], sweep_dir: Path) -> Iterator[Callable[[str | None], None]]:
     """A function that shows a line, or with None what has changed: on a terminal, of planned runs, in a live table."""
     plan = sweep_dir / PLAN
     if not (sys.stdout.isatty() and plan.is_file()):

@@ -1,19 +1,15 @@
-"""What the machine knows of runs: whether their processes live, what its GPUs do, and what Slurm says of their jobs."""
+"""What the machine knows of runs: whether their processes live, and what its GPUs do."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import socket
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlmft.files import read_json
-
-_PATIENCE = 10  # seconds for nvidia-smi or squeue to answer
+_PATIENCE = 10  # seconds for nvidia-smi to answer
 _GIB = 2**30
 _Gpu = tuple[str, str, str, str, str, str]  # index, name, % busy, GiB used, GiB in all, °C
 
@@ -65,20 +61,6 @@ def gpu_lines() -> list[str]:
     ]
 
 
-def queue_lines(folders: Sequence[Path]) -> list[str]:
-    """For each of the runs that Slurm started: its job, the job's state in the queue, and the log of the run."""
-    jobs = {folder: job for folder in folders if (job := _slurm_job(folder))} if shutil.which("squeue") else {}
-    if not jobs:
-        return []
-    numbers = dict.fromkeys(job["SLURM_JOB_ID"] for job in jobs.values())
-    answer = _output("squeue", "-h", "-j", ",".join(numbers), "-o", "%A %T")
-    states = dict(line.split(maxsplit=1) for line in answer.splitlines() if len(line.split()) > 1)
-    return [
-        f"slurm     {_shown(job)} {states.get(job['SLURM_JOB_ID'], 'not in the queue')}, log: {folder / 'train.log'}"
-        for folder, job in jobs.items()
-    ]
-
-
 def _gpus_of_pynvml() -> list[_Gpu]:
     import pynvml
 
@@ -126,23 +108,6 @@ def _number(value: Any, unit: int = 1) -> str:
         return f"{float(value) / unit:.1f}" if unit > 1 else f"{float(value):.0f}"
     except (TypeError, ValueError):
         return "–"
-
-
-def _slurm_job(folder: Path) -> dict[str, str] | None:
-    """Slurm's variables of the run's last attempt; None where it had none."""
-    try:
-        job = read_json(folder / "provenance.json")["attempts"][-1]["slurm"]
-        return job if job.get("SLURM_JOB_ID") else None
-    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
-        return None
-
-
-def _shown(job: dict[str, str]) -> str:
-    """A job as its user knows it: an element of an array by the array's number and its own."""
-    array, element = job.get("SLURM_ARRAY_JOB_ID"), job.get("SLURM_ARRAY_TASK_ID")
-    if array and element:
-        return f"{array}_{element}"
-    return f"{job['SLURM_JOB_ID']} (of array {array})" if array else job["SLURM_JOB_ID"]
 
 
 def _output(*command: str) -> str:

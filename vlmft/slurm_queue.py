@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-_PATIENCE = 20  # seconds for squeue or sacct to answer
+from vlmft.files import read_json, write_json
+
+_PATIENCE = 10  # seconds for squeue or sacct to answer
+FOLDER = "slurm"  # in that of a sweep: the files of its jobs, and their output
+SUBMITTED = f"{FOLDER}/jobs.json"
 GONE = "GONE"  # in no queue, and sacct does not say how it ended
 _FINAL = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
@@ -45,12 +50,32 @@ class JobState:
     def waits(self) -> bool:
         return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "CONFIGURING")
 
+    @property
+    def short(self) -> str:
+        """The state in a word or few."""
+        return "not in the queue" if self.state == GONE else self.state
+
     def meaning(self) -> str:
         """In words, such as TIMEOUT (it ran out of time: …)."""
         meaning = _MEANING.get(self.state, "")
         if self.state == GONE or not meaning:
             return meaning or self.state
         return f"{self.state} ({meaning})"
+
+
+def submitted(sweep_dir: Path) -> dict[int, str]:
+    """The jobs that a sweep has submitted last, by their number in its plan; empty where it has none."""
+    try:
+        return {int(number): str(job) for number, job in (read_json(sweep_dir / SUBMITTED) or {}).items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def note_submitted(sweep_dir: Path, jobs: Mapping[int, str]) -> None:
+    """Write down which jobs a sweep has submitted, beside those that it had before."""
+    (sweep_dir / FOLDER).mkdir(parents=True, exist_ok=True)
+    known = submitted(sweep_dir) | dict(jobs)
+    write_json(sweep_dir / SUBMITTED, {str(number): job for number, job in sorted(known.items())})
 
 
 def states(jobs: Collection[str]) -> dict[str, JobState] | None:

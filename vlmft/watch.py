@@ -15,20 +15,26 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from vlmft import history, status
+from vlmft import history, slurm_queue, status
 from vlmft.errors import ConfigError, DataError
 from vlmft.files import read_json
-from vlmft.machine import gone, gpu_lines, locked, queue_lines
+from vlmft.machine import gone, gpu_lines, locked
+from vlmft.slurm_queue import GONE, JobState
+from vlmft.slurm_runs import queue_lines, slurm_jobs
 from vlmft.sweep import PLAN
 
 OUTPUTS = Path("outputs")
-DIED, WAITING, STARTING = "died", "waiting", "starting"  # which no status file says
-_ORDER = ("running", STARTING, "failed", DIED, "interrupted", WAITING, "done")
-_COLOURS = {"running": "cyan", STARTING: "cyan", "failed": "red", DIED: "red", "interrupted": "yellow", "done": "green"}
+DIED, WAITING, STARTING, REQUEUED = "died", "waiting", "starting", "requeued"  # which no status file says
+_ORDER = ("running", STARTING, "failed", DIED, "interrupted", REQUEUED, WAITING, "done")
+_COLOURS = {
+    "running": "cyan", STARTING: "cyan", "failed": "red", DIED: "red", "interrupted": "yellow", REQUEUED: "yellow",
+    "done": "green",
+}  # fmt: skip
 _MARKS = "▁▂▃▄▅▆▇█"
 _RECENT = 20  # losses in the moving average
 _ERROR = 120  # characters of an error
 _WIDE = 160  # columns that rows of one line need; a pipe gets as many, and is not taken for 80
+_FRESH = 60  # seconds since a run has written, in which it is not called dead because no queue knows its job
 _LOG_BYTES_PER_LINE = 4096  # read from the end of a log, for each line that is asked for
 
 
@@ -83,6 +89,23 @@ def look(folder: Path) -> dict[str, Any]:
     return again | {"state": DIED, "eta": None, "error": why}
 
 
+def _by_slurm(folder: Path, seen: dict[str, Any], job: JobState | None) -> dict[str, Any]:
+    """What was seen of a run, with what Slurm knows better: that its job is over, or waits in the queue again."""
+    state = seen.get("state")
+    if job is None or state == "done":
+        return seen
+    if job.waits:
+        return seen if state == WAITING else seen | {"state": REQUEUED, "eta": None, "error": None}
+    if not job.over or state not in ("running", WAITING, DIED) or locked(folder):
+        return seen
+    if job.state == GONE and time.time() - seen.get("updated", 0) < _FRESH:
+        return seen
+    again = _status(folder) or seen  # it may have ended while we looked
+    if again.get("state") not in ("running", None, WAITING, DIED):
+        return again
+    return again | {"state": DIED, "eta": None, "error": f"its job of Slurm is over: {job.meaning()}"}
+
+
 def sparkline(values: Sequence[float], width: int = 20) -> str:
     """The course of the values in at most `width` characters, each the mean of its share of them, the newest last."""
     count = min(len(values), width)
@@ -97,6 +120,10 @@ def _view(paths: Sequence[Path], tail: int, width: int, clock: bool) -> Group:
     """Everything that is shown at once."""
     folders, notes = _folders(paths or [OUTPUTS])
     rows = [(_name(folder), folder, look(folder)) for folder in folders]
+    jobs = slurm_jobs([folder for _, folder, seen in rows if seen.get("state") != "done"], paths)
+    queue = slurm_queue.states(set(jobs.values()))
+    if queue:
+        rows = [(name, folder, _by_slurm(folder, seen, queue.get(jobs.get(folder, "")))) for name, folder, seen in rows]
     rows.sort(key=lambda row: _ORDER.index(row[2]["state"]) if row[2].get("state") in _ORDER else len(_ORDER))
     states = [str(seen.get("state")) for _, _, seen in rows]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
@@ -104,7 +131,7 @@ def _view(paths: Sequence[Path], tail: int, width: int, clock: bool) -> Group:
     if not rows:
         summary = f"no runs in {', '.join(map(str, paths or [OUTPUTS]))}"
     lines = [f"{time.strftime('%H:%M:%S')}  {summary}" if clock else summary, *notes, *gpu_lines()]
-    lines += queue_lines([folder for _, folder, seen in rows if seen.get("state") != "done"])
+    lines += queue_lines(jobs, queue)
     for folder in _told(rows) if tail else []:
         lines += ["", f"log       {folder / 'train.log'}", *_last_lines(folder / "train.log", tail)]
     return Group(*([_table(rows, width)] if rows else []), *(Text(line, overflow="fold") for line in lines))

@@ -40,4 +40,5 @@ class VlmftSlurm(SlurmLauncher):
         """The job, on its machine. One that failed tells the launcher why, and exits with 1 for Slurm to know it."""
         from hydra_plugins.vlmft_slurm._job import in_job
 
-        return in_job(lambda: super(VlmftSlurm, self).__call__(*args, **kwargs))
+        call = super().__call__  # by no name of the class, as Hydra imports it anew and pickles go by the older one
+        return in_job(lambda: call(*args, **kwargs))

@@ -18,11 +18,11 @@ import vlmft
 from vlmft.errors import ConfigError, RunFailed
 from vlmft.schema import Task
 from vlmft.slurm import Shape, shape
+from vlmft.slurm_queue import FOLDER, note_submitted
 
 if TYPE_CHECKING:
     from hydra_plugins.vlmft_slurm import VlmftSlurm
 
-FOLDER = "slurm"  # in that of the sweep: what submitit writes for each job, and the job's output
 _HERE = (Task.fetch, Task.plan, Task.check)  # nothing that takes a GPU, and compute nodes may have no internet
 
 
@@ -127,6 +127,7 @@ def _submit(launcher: VlmftSlurm, group: Sequence[Job], sweep_dir: Path) -> None
     for job, at_slurm in zip(group, submitted, strict=True):
         job.id = at_slurm.job_id
         job.tasks = [JobPaths(sweep_dir / FOLDER / "%j", job.id, task) for task in range(at_slurm.num_tasks)]
+    note_submitted(sweep_dir, {job.number: job.id for job in group})
     what = "array" if len(group) > 1 else "job"
     print(f"submitted {what} {group[0].id.partition('_')[0]}: {asked} {of_all}", flush=True)
 

@@ -209,7 +209,7 @@ class Hardware:
     exclude: Optional[str] = None
     array_parallelism: int = 256  # jobs of a sweep that may run at a time
     setup: List[str] = field(default_factory=list)  # lines before the command, such as module load cuda
-    additional_parameters: Dict[str, Any] = field(default_factory=dict)  # any other option of sbatch
+    additional_parameters: Dict[str, Any] = field(default_factory=_open)  # any other option of sbatch
     signal_delay: int = 120  # seconds before its end that a job is told, to save and be queued again
     max_timeouts: int = 20  # times that a job that ran out of time is queued again
     wait: bool = True  # until the jobs have ended; false: submit and return

@@ -119,7 +119,7 @@ def problems(hardware: Hardware) -> Iterator[str]:
             "give one of them"
         )
     processes, gpus = hardware.processes, hardware.gpus
-    if gpus and isinstance(processes, int) and gpus != processes and hardware.split_model is SplitModel.no:
+    if gpus and gpus > 0 and isinstance(processes, int) and gpus != processes and hardware.split_model is SplitModel.no:
         yield (
             f"hardware.gpus={gpus} and hardware.processes={processes}: each process uses one GPU; "
             f"set hardware.processes={gpus}, or leave hardware.gpus out"

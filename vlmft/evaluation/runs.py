@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmft import ranks
 from vlmft.evaluation.evaluate import Known, chosen_sets, evaluate
-from vlmft.hardware import decide
+from vlmft.hardware import Decisions, decide
 from vlmft.models.adapters import is_adapter
-from vlmft.models.base import Base, base_key, place
-from vlmft.schema import Config, Model
+from vlmft.models.base import Base, base_key, place, use_own_gpu
+from vlmft.schema import Config, Hardware, Model, SplitModel
 from vlmft.status import Status
 
 if TYPE_CHECKING:
@@ -50,16 +51,21 @@ class Together:
         self._known: Known = {}
 
     def evaluate(self, config: Config, run: Path, wanted: Config, status: Status) -> None:
-        """The trained model of `run` on the sets that `wanted` names, as far as their predictions are missing."""
+        """The trained model of `run` on the sets that `wanted` names, as far as their predictions are missing.
+
+        Several processes share the questions; each of them has to come here.
+        """
         sets = chosen_sets(wanted.eval, config.dataset)
         if not sets:
             return
         status.phase("loading the model")
-        decisions = decide(config.model, config.method, wanted.hardware)
+        use_own_gpu()
+        decisions = _decided(config, wanted.hardware)
         spec, quantization, adapter = trained(config, run)
         encoder = self._encoder_of(spec)
         dtype = "bfloat16" if decisions.bf16 else decisions.load_dtype
-        with self.base.wearing(adapter, spec, dtype, quantization, decisions.device) as model:
+        split_model = wanted.hardware.split_model is SplitModel.auto
+        with self.base.wearing(adapter, spec, dtype, quantization, decisions.device, split_model) as model:
             evaluate(
                 run, sets, wanted.eval, model=model, encoder=encoder, known=self._known,
                 max_row_tokens=config.method.max_row_tokens,
@@ -74,6 +80,12 @@ class Together:
             self._encoder, self._known = Encoder(load_processor(spec), spec.answer_style, stop_ids(spec)), {}
             self._reader = _reader_key(spec)
         return self._encoder
+
+
+def _decided(config: Config, hardware: Hardware) -> Decisions:
+    """Where and in what type the model answers; no step is divided here, by whatever number of processes."""
+    method = replace(config.method, batch_size=ranks.count())
+    return decide(config.model, method, replace(hardware, micro_batch="auto"))
 
 
 def _reader_key(spec: Model) -> str:

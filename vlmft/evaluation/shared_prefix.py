@@ -44,21 +44,22 @@ def greedy(model: Any, encoder: Encoder, packs: Sequence[Pack], limit: int) -> l
     batch |= {"position_ids": positions, "attention_mask": attention_mask(layout)}
 
     line, keys, last = _branches(lines)
-    line, last = line.to(model.device), last.to(model.device)
     ends = last.unique()  # only there are logits wanted
     cache = DynamicCache()
-    logits = model(**batch, past_key_values=cache, use_cache=True, logits_to_keep=ends).logits
+    # In a list, since a tensor would have to be where the last layer of a split model is.
+    logits = model(**batch, past_key_values=cache, use_cache=True, logits_to_keep=ends.tolist()).logits
     token = logits[line, torch.searchsorted(ends, last)].argmax(-1)
     # Of each question's keys the last stand in the last column, so that what is generated follows for all at once.
     seen = (keys >= 0).to(model.device)
-    keys = keys.clamp(min=0).to(model.device)
+    keys = keys.clamp(min=0)
     own = DynamicCache()
     for number, layer in enumerate(cache.layers):
         assert layer.keys.shape[2] == width, "a layer that forgets cannot be shared"
+        line, keys = line.to(layer.keys.device), keys.to(layer.keys.device)  # of a split model, not always the same
         own.update(layer.keys[line[:, None], :, keys].transpose(1, 2),
                    layer.values[line[:, None], :, keys].transpose(1, 2), number)  # fmt: skip
     del cache, logits
-    after = positions[..., line, last] + 1
+    after = positions[..., line.cpu(), last] + 1
     return _decode(model, own, token, seen, after, limit, set(encoder.stop_ids), _in_order(lines, packs))
 
 
@@ -76,7 +77,7 @@ def _decode(
         if not keep:
             return [said[n] for n in order]
         if len(keep) < len(going):
-            kept = torch.tensor(keep, device=token.device)
+            kept = torch.tensor(keep)  # on the CPU it is an index to every layer, wherever that is
             cache.batch_select_indices(kept)
             token, seen, position, going = token[kept], seen[kept], position[..., kept], [going[n] for n in keep]
         seen = torch.cat([seen, seen.new_ones(len(going), 1)], dim=1)

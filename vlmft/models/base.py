@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vlmft import ranks
 from vlmft.schema import Model
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,14 @@ def base_key(model: Model, quantization: dict[str, Any] | None) -> str:
     return repr((place(model), model.dtype.value, model.attention, quantization, model.trust_remote_code))
 
 
+def use_own_gpu() -> None:
+    """From here on each of several processes computes on the GPU of its number on this machine, where it sees more."""
+    import torch
+
+    if ranks.count() > 1 and torch.cuda.device_count() > 1:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+
 class Base:
     """The model that was loaded last, kept until another one is asked for."""
 
@@ -35,18 +44,20 @@ class Base:
 
     @contextmanager
     def wearing(
-        self, adapter: Path | None, spec: Model, dtype: str, quantization: dict[str, Any] | None, device: str
-    ) -> Iterator[Any]:
+        self, adapter: Path | None, spec: Model, dtype: str, quantization: dict[str, Any] | None, device: str,
+        split_model: bool = False,
+    ) -> Iterator[Any]:  # fmt: skip
         """`spec`'s model on `device`, with the adapter of that folder around it (None: as it is), ready to generate.
 
-        The adapter is never merged, and taken off at the end. Raises DataError where either cannot be loaded.
+        With `split_model` it lies on all GPUs in sight. The adapter is never merged, and taken off at the end. Raises
+        DataError where either cannot be loaded.
         """
         from vlmft.models.adapters import load_adapter
         from vlmft.training.callbacks import checksums
 
         key = base_key(spec, quantization)
         if key != self._key:
-            self._load(spec, dtype, quantization, device)
+            self._load(spec, dtype, quantization, device, split_model)
         model = self._model
         self._model, self._key = None, ""  # an error may leave half an adapter on it
         if adapter is None:
@@ -65,15 +76,20 @@ class Base:
                 return
         self._model, self._key = model, key
 
-    def _load(self, spec: Model, dtype: str, quantization: dict[str, Any] | None, device: str) -> None:
+    def _load(
+        self, spec: Model, dtype: str, quantization: dict[str, Any] | None, device: str, split_model: bool
+    ) -> None:
+        from vlmft.models import split
         from vlmft.models.load import load_model
 
         self._model, self._key, self._weights = None, "", {}
         free_memory()
-        self._model = load_model(spec, dtype, quantization)
+        self._model = load_model(spec, dtype, quantization, split_model)
         logger.info("model     %s, in %s on %s", spec.path, "few bits" if quantization else dtype, device)
+        if split_model:
+            logger.info("%s", split.line(self._model))
         if device == "cuda" and not quantization:
-            self._model.to("cuda")
+            split.to_gpu(self._model)
         self._model.eval()
 
 

@@ -112,16 +112,17 @@ def auto_class(config: Any) -> Any:
     return AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
 
 
-def load_model(model: Model, dtype: str, quantization: dict[str, Any] | None = None) -> Any:
+def load_model(model: Model, dtype: str, quantization: dict[str, Any] | None = None, split_model: bool = False) -> Any:
     """The model in `dtype` ("float32", "bfloat16", …), on the CPU or wherever quantisation puts it.
 
-    Raises DataError where the checkpoint is not found, or where it lacks a weight of the architecture: such a weight
-    would be random without a word.
+    With `split_model` its layers lie on the GPUs in sight, and inputs go to `model.device`. Raises DataError where the
+    checkpoint is not found, where those GPUs have no room for it, or where it lacks a weight of the architecture: such
+    a weight would be random without a word.
     """
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from vlmft.models import quantized
+    from vlmft.models import quantized, split
 
     common: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     config = load_config(model)
@@ -131,6 +132,8 @@ def load_model(model: Model, dtype: str, quantization: dict[str, Any] | None = N
             refuse_slow_conv3d(version("torch"))
         if quantization:
             common["quantization_config"] = quantized.settings(quantization)
+        if split_model:
+            common |= split.loading()
         loaded, report = loader.from_pretrained(
             source(model),
             config=config,
@@ -143,6 +146,10 @@ def load_model(model: Model, dtype: str, quantization: dict[str, Any] | None = N
         )
     except OSError as error:
         raise _not_found(model, error) from error
+    except ValueError as error:
+        raise (split.of_quantizer(error, model.path) if split_model else error) from error
+    if split_model:
+        split.refuse_outside(loaded, model.path)
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report.get("mismatched_keys") or [])
     if missing:
         raise DataError(
@@ -179,7 +186,7 @@ def see_own_pictures_only(model: Any) -> None:
         keys = filled.repeat_interleave(place, dim=1)
         hidden = ~keys & keys.any(1, keepdim=True)
         return args, kwargs | {
-            "cross_attention_states": states * keys.view(*states.shape[:2], 1),
+            "cross_attention_states": states * keys.view(*states.shape[:2], 1).to(states.device),
             "cross_attention_mask": mask.masked_fill(hidden[:, None, None], torch.finfo(mask.dtype).min),
         }
 

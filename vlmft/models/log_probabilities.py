@@ -28,11 +28,12 @@ def log_probabilities(model: Any, encoder: Encoder, packs: Sequence[Pack]) -> li
     wanted = [
         (line, own[n - 1], label) for line, row, own in placed for n, label in enumerate(row.labels) if label != IGNORED
     ]
-    line, column, token = torch.tensor(wanted, device=model.device).unbind(1)
+    line, column, token = torch.tensor(wanted).unbind(1)
     if _keeps_logits(model):
         kept, column = column.unique(return_inverse=True)
-        batch["logits_to_keep"] = kept
+        batch["logits_to_keep"] = kept.tolist()  # a tensor would have to be where the last layer of a split model is
     logits = model(**batch, use_cache=False).logits[line, column]
+    token = token.to(logits.device)
     each = torch.log_softmax(logits.float(), dim=-1).gather(-1, token[:, None])[:, 0].double().cpu()
     sums = iter(part.sum().item() for part in each.split([row.answer_tokens for _, row, _ in placed]))
     of_pack = {id(pack): [next(sums) for _ in pack.branches] for pack in in_order(packs, lines)}

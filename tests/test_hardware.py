@@ -6,7 +6,7 @@ import pytest
 
 from vlmft.errors import DataError
 from vlmft.hardware import child_environment, free_gpu, micro_batch
-from vlmft.schema import Device
+from vlmft.schema import Device, Hardware
 
 
 def test_the_micro_batch_divides_the_step() -> None:
@@ -35,15 +35,15 @@ def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_first_free_gpu_is_chosen(two_gpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two_gpus.write_text("GPU-c, [N/A], [N/A]\nGPU-b, 12, 80000\n")
     assert free_gpu() == "GPU-b"
-    env = child_environment(Device.auto)
+    env = child_environment(Hardware(device=Device.auto))
     assert env["CUDA_VISIBLE_DEVICES"] == "GPU-b" and "DS_ACCELERATOR" not in env
-    assert child_environment(Device.cpu)["CUDA_VISIBLE_DEVICES"] == ""
+    assert child_environment(Hardware(device=Device.cpu))["CUDA_VISIBLE_DEVICES"] == ""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
-    assert child_environment(Device.auto)["CUDA_VISIBLE_DEVICES"] == "3", "a scheduler's choice stands, the first of it"
+    assert child_environment(Hardware(device=Device.auto))["CUDA_VISIBLE_DEVICES"] == "3", "a scheduler's choice stands, the first of it"
 
 
 def test_no_free_gpu(two_gpus: Path) -> None:
     two_gpus.write_text("GPU-b, 79000, 80000\n")
-    assert child_environment(Device.auto)["CUDA_VISIBLE_DEVICES"] == ""
+    assert child_environment(Hardware(device=Device.auto))["CUDA_VISIBLE_DEVICES"] == ""
     with pytest.raises(DataError, match="no free GPU"):
-        child_environment(Device.cuda)
+        child_environment(Hardware(device=Device.cuda))

@@ -161,7 +161,7 @@ def _duration(seconds: float) -> str:
 
 def main(arguments: list[str]) -> int:
     folder = Path(arguments[0])
-    worker.die_with_parent()
+    worker.heed_signals()
     config = read_config(folder / "config.yaml")
     worker.stay_offline([config])
     worker.log_to(folder, config.log_level)

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-AGAIN = 75  # a worker's exit code (EX_TEMPFAIL): it has made its run smaller, and is to be started again
+# Exit codes of a worker: its run is to go on in new processes (EX_TEMPFAIL); it was told to end.
+AGAIN, INTERRUPTED = 75, 130
 
 
 class ConfigError(Exception):
@@ -35,7 +36,7 @@ def told_plainly(main: Callable[[], Any]) -> None:
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         if frames_wanted or not _expected(error):
             raise
@@ -77,6 +78,6 @@ def how_it_died(code: int) -> str:
     """What the exit code of a process that said nothing itself means."""
     if code == -signal.SIGKILL:
         return "killed by SIGKILL: by hand, by the scheduler, or because the machine ran out of memory"
-    if code == 130:
+    if code == INTERRUPTED:
         return "interrupted"
     return f"ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

@@ -1,4 +1,4 @@
-"""Which device a run uses, and what follows from it. Importing this file imports no torch."""
+"""Which devices a run uses, and what follows from them. Importing this file imports no torch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import subprocess
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vlmft import ranks
 from vlmft.errors import DataError
-from vlmft.schema import Device, Dtype, Hardware, Method, Model
+from vlmft.schema import Device, Dtype, Hardware, Method, Model, SplitModel, Strategy
 
 # A GPU counts as free below this share of its memory; a desktop's picture takes a few hundred MiB.
 _FREE_BELOW = 0.10
@@ -26,6 +27,8 @@ class Decisions:
     bf16: bool  # autocast
     micro_batch: int
     gradient_checkpointing: bool
+    ranks: int = 1  # processes that share a step
+    engine: str = "ddp"  # how they share the model: ddp, fsdp, zero1, zero2, zero3
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,34 +71,74 @@ def free_gpu() -> str | None:
     return next(iter(free_gpus()), None)
 
 
-def child_environment(device: Device) -> dict[str, str]:
-    """Environment of the worker: which GPU it sees, no telemetry, no progress bars of the libraries.
+def gpus_in_sight(device: Device) -> list[str]:
+    """The GPUs that runs may use, as values for CUDA_VISIBLE_DEVICES: those that a user or a scheduler has named there,
+    else those that nobody uses."""
+    if device is Device.cpu:
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return free_gpus() if named is None else [gpu for gpu in named.split(",") if gpu not in ("", "-1")]
 
-    A CUDA_VISIBLE_DEVICES that is already set (by a user or a scheduler) is respected. Raises DataError where
-    `hardware.device=cuda` is asked for and no GPU is free.
+
+def processes(hardware: Hardware) -> int:
+    """How many processes work together on this machine: `hardware.processes`, or one for each GPU in sight."""
+    if hardware.processes == "auto":
+        return max(1, len(gpus_in_sight(hardware.device)))
+    return int(hardware.processes)
+
+
+def engine(hardware: Hardware) -> str:
+    """How several processes share a model: ddp, fsdp, or zero with its stage."""
+    if hardware.strategy is not Strategy.deepspeed:
+        return hardware.strategy.value
+    return f"zero{(hardware.deepspeed.get('zero_optimization') or {}).get('stage', 0)}"
+
+
+# What torchrun and accelerate launch tell the processes that they start, which are not those that vlmft starts.
+_OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
+                 "ROLE_NAME", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # fmt: skip
+_OF_LAUNCHERS_BEGIN = ("TORCHELASTIC_", "ACCELERATE_", "FSDP_", "PET_")
+
+
+def child_environment(hardware: Hardware, split: bool = False) -> dict[str, str]:
+    """Environment of the worker, or of what starts its processes: which GPUs it sees, no telemetry, no progress bars of
+    the libraries.
+
+    As many GPUs as `hardware` has processes here; with `split` all in sight, where `hardware.split_model` asks for it.
+    A CUDA_VISIBLE_DEVICES that is already set (by a user or a scheduler) is respected. Raises DataError where there are
+    fewer GPUs than processes, or where `hardware.device=cuda` is asked for and no GPU is free.
     """
-    env = dict(os.environ)
+    env = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in _OF_LAUNCHERS and not key.startswith(_OF_LAUNCHERS_BEGIN)
+    }
     env.update(
         HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false",
         TRANSFORMERS_NO_ADVISORY_WARNINGS="1", PYTHONUNBUFFERED="1",
     )  # fmt: skip
-    if device is Device.cpu:
-        env["CUDA_VISIBLE_DEVICES"] = ""
-    elif "CUDA_VISIBLE_DEVICES" not in env:
-        gpu = free_gpu()
-        if gpu is None and device is Device.cuda:
-            raise DataError(
-                "hardware.device=cuda: nvidia-smi shows no free GPU here; use hardware=cpu to go on without"
-            )
-        env["CUDA_VISIBLE_DEVICES"] = gpu or ""
-    # One process uses one GPU; with several in sight the Trainer would spread each batch over all of them.
-    env["CUDA_VISIBLE_DEVICES"] = env["CUDA_VISIBLE_DEVICES"].split(",")[0]
-    if not env["CUDA_VISIBLE_DEVICES"]:
+    seen, count = gpus_in_sight(hardware.device), processes(hardware)
+    if not seen and hardware.device is Device.cuda and "CUDA_VISIBLE_DEVICES" not in env:
+        raise DataError("hardware.device=cuda: nvidia-smi shows no free GPU here; use hardware=cpu to go on without")
+    if seen and count > len(seen):
+        raise DataError(
+            f"hardware.processes={count}: {len(seen)} GPUs are in sight ({', '.join(seen)}), and each process needs "
+            "one of its own; ask for fewer, or use hardware.device=cpu"
+        )
+    if not (split and hardware.split_model is SplitModel.auto):
+        # One process uses one GPU; with several in sight the Trainer would spread each batch over all of them.
+        seen = seen[:count]
+    env["CUDA_VISIBLE_DEVICES"] = ",".join(seen)
+    if not seen:
         env["DS_ACCELERATOR"] = "cpu"  # else importing DeepSpeed warns that it found no accelerator
+    if count > 1 and "OMP_NUM_THREADS" not in env:
+        env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // count))
+    if count > 1:
+        env["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # DDP warns at each start that it need not look for unused weights
     return env
 
 
-def decide(model: Model, method: Method, hardware: Hardware, ranks: int = 1) -> Decisions:
+def decide(model: Model, method: Method, hardware: Hardware) -> Decisions:
     """Choices for the device the worker sees. DataError where `hardware.micro_batch` does not divide the step."""
     import torch
 
@@ -114,8 +157,10 @@ def decide(model: Model, method: Method, hardware: Hardware, ranks: int = 1) -> 
         device="cuda" if cuda else "cpu",
         load_dtype=load_dtype,
         bf16=bf16,
-        micro_batch=micro_batch(method.batch_size, hardware.micro_batch, ranks, cuda),
+        micro_batch=micro_batch(method.batch_size, hardware.micro_batch, ranks.count(), cuda),
         gradient_checkpointing=bool(method.trainer.get("gradient_checkpointing", cuda)),
+        ranks=ranks.count(),
+        engine=engine(hardware),
     )
 
 

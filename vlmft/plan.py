@@ -25,7 +25,7 @@ from vlmft.errors import ConfigError, DataError, RunFailed, how_it_died
 from vlmft.evaluation.evaluate import chosen_sets, prompts_of
 from vlmft.fetch import without_waiting
 from vlmft.hardware import child_environment, gpu_memory
-from vlmft.schema import Config, Device, QuestionSet, read_config
+from vlmft.schema import Config, Device, Hardware, QuestionSet, read_config
 
 if TYPE_CHECKING:
     from vlmft.models.needs import Needs, Training
@@ -49,7 +49,9 @@ def start(config: Config) -> None:
     with tempfile.TemporaryDirectory(prefix="vlmft-") as scratch:
         request = OmegaConf.to_yaml(OmegaConf.structured(config))
         (Path(scratch) / "config.yaml").write_text(request, encoding="utf-8")
-        environment = child_environment(Device.cpu) | without_waiting(config.model)  # it counts; no GPU is taken
+        environment = child_environment(Hardware(device=Device.cpu)) | without_waiting(
+            config.model
+        )  # it counts; no GPU is taken
         code = subprocess.run([sys.executable, "-m", "vlmft.plan", scratch], env=environment).returncode
         problem = Path(scratch) / _PROBLEM
         if problem.is_file():

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 _PATIENCE = timedelta(days=7)  # one may wait for another that generates for hours
 
@@ -35,3 +38,35 @@ def meet() -> None:
     if not dist.is_initialized():
         dist.init_process_group("gloo", timeout=_PATIENCE)
     dist.barrier()
+
+
+@contextmanager
+def first_goes_first() -> Iterator[None]:
+    """The first process does what is inside alone, and then the others do."""
+    if not first():
+        meet()
+    yield
+    if first():
+        meet()
+
+
+def same(value: Any) -> Any:
+    """What the first process has, on every one of them, which have made a group; it is pickled on its way."""
+    if count() == 1:
+        return value
+    import torch.distributed as dist
+
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def any_of_them(here: bool) -> bool:
+    """Whether it is so on any of the processes, which have made a group and all ask together."""
+    if count() == 1:
+        return here
+    import torch.distributed as dist
+
+    found: list[bool] = [False] * count()
+    dist.all_gather_object(found, here)
+    return any(found)

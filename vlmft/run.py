@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -15,12 +12,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from vlmft import plan, status, sweep
+from vlmft import nodes, plan, start, status, sweep
 from vlmft.check import preflight
 from vlmft.config_check import check, require
 from vlmft.data.load import fingerprint, source
 from vlmft.data.mixture import training_sets
-from vlmft.errors import AGAIN, ConfigError, DataError, RunFailed, fail, how_it_died
+from vlmft.errors import ConfigError, DataError, RunFailed, fail
 from vlmft.evaluation import results
 from vlmft.evaluation.evaluate import chosen_sets, wanted
 from vlmft.evaluation.folders import named, run_of
@@ -28,7 +25,6 @@ from vlmft.evaluation.predictions import predictions_file, read_predictions
 from vlmft.evaluation.table import print_matches, print_table
 from vlmft.fetch import look_through, make_ready, model_folder
 from vlmft.files import write_text
-from vlmft.hardware import child_environment
 from vlmft.identity import base_name, run_name
 from vlmft.lock import Locked, RunLock
 from vlmft.provenance import record_attempt
@@ -42,30 +38,43 @@ def run(cfg: DictConfig) -> None:
     """Do what the composed config asks for. What is wrong is told on stderr, and by the exit code of the command."""
     try:
         config = check(sweep.as_launched(cfg))
-        if config.samples:
-            place = Path(config.paths["cache"]) / "samples"
-            print(f"samples   small drawn sets stand in for the published ones: {place}", flush=True)
-        if (job := sweep.this_job()) and config.tracking.group is None:
-            config.tracking.group = job[0].name  # the worker knows of no sweep
-        if config.task is Task.fetch:
-            _fetch(config)
-        elif config.task is Task.plan:
-            for stage in init_from.stages(config).values():
-                plan.start(stage)
-        elif config.task is Task.check:
-            for stage in init_from.stages(config).values():
-                _check(stage)
-        elif config.task is Task.eval and (config.runs or config.models_dir or config.init_from):
-            _evaluate_runs(config)
-        elif config.models_dir:
-            raise ConfigError("models_dir belongs to task=eval; training starts from one of its folders: init_from=…")
-        elif config.task is Task.dry_run:
-            for stage in init_from.stages(config).values():
-                _dry_run(stage)
-        else:
-            _in_stages(config)
+        if nodes.started_by_torchrun():
+            if os.environ.get("LOCAL_RANK", "0") != "0":
+                return  # the first process of a machine starts what there is to start
+            config.hardware = nodes.as_torchrun_says(config.hardware)
+        meeting = nodes.here(config)
+        if meeting and not meeting.leads:
+            start.follow(config, meeting)
+            return
+        with start.on(meeting):
+            _do(config)
     except (ConfigError, DataError, RunFailed) as error:
         fail(error)
+
+
+def _do(config: Config) -> None:
+    if config.samples:
+        place = Path(config.paths["cache"]) / "samples"
+        print(f"samples   small drawn sets stand in for the published ones: {place}", flush=True)
+    if (job := sweep.this_job()) and config.tracking.group is None:
+        config.tracking.group = job[0].name  # the worker knows of no sweep
+    if config.task is Task.fetch:
+        _fetch(config)
+    elif config.task is Task.plan:
+        for stage in init_from.stages(config).values():
+            plan.start(stage)
+    elif config.task is Task.check:
+        for stage in init_from.stages(config).values():
+            _check(stage)
+    elif config.task is Task.eval and (config.runs or config.models_dir or config.init_from):
+        _evaluate_runs(config)
+    elif config.models_dir:
+        raise ConfigError("models_dir belongs to task=eval; training starts from one of its folders: init_from=…")
+    elif config.task is Task.dry_run:
+        for stage in init_from.stages(config).values():
+            _dry_run(stage)
+    else:
+        _in_stages(config)
 
 
 def _in_stages(config: Config) -> None:
@@ -120,7 +129,7 @@ def _dry_run(config: Config) -> None:
         folder = Path(scratch)
         write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
         try:
-            _work([folder], ["-m", "vlmft.dry_run", scratch], config)
+            start.work([folder], ["-m", "vlmft.dry_run", scratch], config)
         except RunFailed as failed:
             error = status.read(folder).get("error")
             raise RunFailed(f"failed    dry run: {error or failed}") from failed  # its log goes with the folder
@@ -140,7 +149,7 @@ def _check(config: Config) -> None:
 
 def _one_run(config: Config, stage: str = "") -> Path:
     """Skip, resume or begin the run that the config names, and return its folder; `stage` is its name among others."""
-    start, model = init_from.start(config), init_from.base(config)
+    origin, model = init_from.start(config), init_from.base(config)
     sets = chosen_sets(config.eval, config.dataset)
     if config.task is Task.eval and not sets:
         raise ConfigError("task=eval: no set to evaluate on; choose eval=… or a dataset whose test split to use")
@@ -173,12 +182,11 @@ def _one_run(config: Config, stage: str = "") -> Path:
             make_ready(model, [])  # a run that is done did not need it until now
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
-            origin = start.as_dict() if start else None
-            record_attempt(folder, _fingerprints(config), model_folder(model), origin)
+            record_attempt(folder, _fingerprints(config), model_folder(model), origin.as_dict() if origin else None)
             print(f"run       {folder}", flush=True)
             if config.check and not trained:
                 _looked_at(config, folder)
-            _work([folder], ["-m", "vlmft.worker", str(folder)], config, lock)
+            start.work([folder], ["-m", "vlmft.worker", str(folder)], config, lock)
         else:
             _rescore(folder, rescore, hashes, config.eval.protocols)
             if not rescore:
@@ -231,7 +239,7 @@ def _evaluate_runs(config: Config) -> None:
                 request = Path(scratch) / "config.yaml"
                 request.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
                 command = ["-m", "vlmft.worker", "--evaluation", str(request), *map(str, todo)]
-                _work(list(todo), command, config, *locks)
+                start.work(list(todo), command, config, *locks)
     _report(list(runs), config.eval)
     if len(runs) > 1:
         print(f"together  vlmft report {' '.join(map(str, runs))}")
@@ -241,59 +249,6 @@ def _rescore(folder: Path, names: Sequence[str], hashes: dict[str, str], protoco
     for name in names:
         results.score_set(folder, name, protocols, hashes[name])
         print(f"rescored  {folder}: {name}")
-
-
-def _work(folders: Sequence[Path], command: Sequence[str], config: Config, *locks: RunLock) -> None:
-    """Start the worker, pass signals on to it, and raise RunFailed unless it ended well."""
-    environment = child_environment(config.hardware.device)
-    started = time.time()
-    inherited, code = [lock.fileno() for lock in locks], AGAIN
-    while code == AGAIN:
-        process = subprocess.Popen([sys.executable, *command], env=environment, pass_fds=inherited)
-        with _stopping(process):
-            code = process.wait()
-    if code == 0:
-        return
-    if code in (130, -signal.SIGINT, -signal.SIGTERM):
-        raise KeyboardInterrupt
-    failed = []
-    for folder in folders:
-        found = status.read(folder)
-        if found.get("started", 0) < started - 1:
-            continue  # this worker never came to it
-        if found["state"] == "running":
-            found["error"], found["state"] = how_it_died(code), "failed"
-            with suppress(OSError):  # the disk may be full
-                status.correct(folder, "failed", found["error"])
-                results.update(folder, state="failed")
-        if found["state"] == "failed":
-            failed.append(f"failed    {folder}: {found['error']}\n          log: {folder / 'train.log'}")
-    raise RunFailed("\n".join(failed) or f"the worker ended with exit code {code} before it began")
-
-
-@contextmanager
-def _stopping(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """While the worker runs: SIGTERM here ends it too, and Ctrl-C (which it receives as well) waits for it."""
-
-    def terminate(signum: int, frame: object) -> None:
-        process.terminate()
-
-    try:
-        before = signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # not the main thread: whoever started the thread handles signals
-        before = None
-    try:
-        yield
-    except KeyboardInterrupt:
-        try:
-            process.wait(timeout=1)  # Ctrl-C has reached it as well
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            process.wait()
-        raise
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

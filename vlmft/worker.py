@@ -1,12 +1,13 @@
 """The child process that does a run's work: `python -m vlmft.worker RUN_DIR`. It never sees Hydra.
 
+Where several work on a run together (vlmft/launch.py starts them), the first of them writes what there is one of.
+
 `python -m vlmft.worker --evaluation CONFIG RUN_DIR…` evaluates runs that exist, by the `eval` part of another config.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import logging
 import os
 import signal
@@ -18,11 +19,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from vlmft.errors import AGAIN, DataError
+from vlmft import ranks
+from vlmft.errors import AGAIN, INTERRUPTED, DataError
 from vlmft.evaluation import results
+from vlmft.evaluation.evaluate import chosen_sets
 from vlmft.evaluation.runs import Together, in_turn
 from vlmft.files import disk_full
-from vlmft.schema import Config, Task, read_config
+from vlmft.lifetime import end_with_parent, leave_word
+from vlmft.schema import Config, SplitModel, Strategy, Task, read_config
 from vlmft.status import Status
 from vlmft.training.out_of_memory import TryAgain, smaller
 from vlmft.training.prepare import Prepared, prepare
@@ -30,23 +34,25 @@ from vlmft.training.prepare import Prepared, prepare
 logger = logging.getLogger("vlmft.worker")
 
 
-def train(config: Config, run: Path, status: Status) -> None:
-    """The run's training, unless `final/` shows that it is done."""
+def train(config: Config, run: Path, status: Status) -> bool:
+    """The run's training, unless `final/` shows that it is done; whether there was any."""
     if (run / "final").is_dir() or config.task is Task.eval:
-        return
+        return False
     import torch
 
-    from vlmft.training import checkpoints, fine_tuning
+    from vlmft.training import checkpoints, fine_tuning, together
     from vlmft.training.callbacks import Progress, Wandb
 
+    first = ranks.first()
+    together.join(config)
     ready = prepare(config, run, status)
     ready.tests.clear()  # evaluation reads its own, and training can do without them
-    if broken := checkpoints.remove_broken(run):
+    if first and (broken := checkpoints.remove_broken(run)):
         logger.info("resume    half-written %s removed", ", ".join(broken))
     if checkpoint := checkpoints.newest(run):
         logger.info("resume    from %s", checkpoint.name)
-    callbacks: list[Any] = [Progress(status), *_memory(config, ready, run)]
-    if config.tracking.wandb:
+    callbacks: list[Any] = [Progress(status), *_memory(config, ready, run)] if first else []
+    if config.tracking.wandb and first:
         settings: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
         callbacks.append(Wandb(config.tracking, run, settings))
     try:
@@ -56,17 +62,26 @@ def train(config: Config, run: Path, status: Status) -> None:
         )  # fmt: skip
     except torch.OutOfMemoryError as error:
         raise smaller(run, ready.decisions, config.method.batch_size) from error
-    counts = {
-        "dropped_rows": ready.split.dropped, "over_long_dropped": ready.rows.dropped,
-        "images_shrunk": ready.rows.shrunk, "answers_renamed": ready.split.renamed,
-    }  # fmt: skip
-    results.update(run, train=summary | {"device": ready.decisions.as_dict()} | counts)
-    fine_tuning.put_in_place(run)  # last: from here on the training counts as done
+    if first:
+        counts = {
+            "dropped_rows": ready.split.dropped, "over_long_dropped": ready.rows.dropped,
+            "images_shrunk": ready.rows.shrunk, "answers_renamed": ready.split.renamed,
+        }  # fmt: skip
+        results.update(run, train=summary | {"device": ready.decisions.as_dict()} | counts)
+        fine_tuning.put_in_place(run)  # last: from here on the training counts as done
+    return True
+
+
+def _apart(config: Config) -> bool:
+    """Whether evaluation has processes of its own, with nothing left of what several shared, or of one GPU alone."""
+    hardware = config.hardware
+    alone = ranks.count() == 1 and hardware.strategy is Strategy.ddp and hardware.split_model is SplitModel.no
+    return not alone and bool(chosen_sets(config.eval, config.dataset))
 
 
 def _memory(config: Config, ready: Prepared, run: Path) -> list[Any]:
     """On a GPU: say what training is estimated to need, and have the estimate compared with the real peak."""
-    if ready.decisions.device != "cuda":
+    if ready.decisions.device != "cuda" or ready.decisions.engine != "ddp":
         return []
     import torch
 
@@ -83,16 +98,18 @@ def _memory(config: Config, ready: Prepared, run: Path) -> list[Any]:
 
 
 def log_to(run: Path, level: str) -> logging.Handler:
-    """Everything goes to the run's train.log; vlmft's own lines also to the terminal."""
+    """Everything goes to the run's train.log; vlmft's own lines also to the terminal. Of the other ranks only what is
+    wrong, to the log."""
+    rank = "" if ranks.first() else f"rank {ranks.number()} "
     handler = logging.FileHandler(run / "train.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {rank}%(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.captureWarnings(True)
     own = logging.getLogger("vlmft")
-    own.setLevel(level.upper())
-    if not own.handlers:
+    own.setLevel(level.upper() if ranks.first() else logging.WARNING)
+    if not own.handlers and ranks.first():
         terminal = logging.StreamHandler(sys.stdout)
         terminal.setFormatter(logging.Formatter("%(message)s"))
         own.addHandler(terminal)
@@ -110,16 +127,20 @@ def quiet_libraries() -> None:
     transformers.utils.logging.enable_propagation()
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to end this process when the one that started it is killed."""
-    pr_set_pdeathsig = 1
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+def heed_signals() -> None:
+    """SIGTERM, and SIGHUP when the process that started this one is gone, end it like Ctrl-C, with a word.
+
+    A rank goes without one, as it may be waiting for others that are gone too. SIGUSR2, which Slurm sends to every
+    process of a job, is for the parent to decide on.
+    """
+    end_with_parent(signal.SIGHUP if ranks.count() == 1 else signal.SIGKILL)
 
     def interrupted(signum: int, frame: Any) -> None:
         raise KeyboardInterrupt(signal.Signals(signum).name)
 
-    signal.signal(signal.SIGTERM, interrupted)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupted)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def stay_offline(configs: Iterable[Config]) -> None:
@@ -135,21 +156,22 @@ def _attempt(run: Path, config: Config, wanted: Config, together: Together, eval
     status = Status(run)
     started = time.monotonic()
     try:
-        results.update(run, state="running")
+        _tell(run, "running")
         quiet_libraries()
-        if not evaluate_only:
-            train(config, run, status)
+        if not evaluate_only and train(config, run, status) and _apart(config):
+            return AGAIN
         together.evaluate(config, run, wanted, status)
-        results.update(run, state="done")
+        _tell(run, "done")
         status.finish("done")
         logger.debug("done in %.1f s", time.monotonic() - started)
         return 0
     except KeyboardInterrupt as stop:
-        for again in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches this process and its parent, which passes it on
+        # Ctrl-C reaches this process and its parent, which passes it on; so may a scheduler's signal.
+        for again in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(again, signal.SIG_IGN)
-        results.update(run, state="interrupted")
+        _tell(run, "interrupted")
         status.finish("interrupted", f"stopped by {stop or 'SIGINT'}")
-        return 130
+        return INTERRUPTED
     except TryAgain as again:
         logger.info("memory    %s", again)
         status.finish("interrupted", str(again))
@@ -160,8 +182,9 @@ def _attempt(run: Path, config: Config, wanted: Config, together: Together, eval
         told = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
         if disk_full(error):
             told = _make_room(run)
+        leave_word(told)
         try:
-            results.update(run, state="failed")
+            _tell(run, "failed")
             status.finish("failed", told)
         except OSError:  # there is no room for that either
             print(f"failed    {run}: {told}", file=sys.stderr)
@@ -169,6 +192,11 @@ def _attempt(run: Path, config: Config, wanted: Config, together: Together, eval
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
+
+
+def _tell(run: Path, state: str) -> None:
+    if ranks.first():
+        results.update(run, state=state)
 
 
 def _make_room(run: Path) -> str:
@@ -190,14 +218,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--evaluation", type=Path, help="a config whose eval part says what to evaluate")
     options = parser.parse_args(arguments)
-    die_with_parent()
+    heed_signals()
     configs = {run: read_config(run / "config.yaml") for run in options.runs}
     stay_offline(configs.values())
     failures, together = 0, Together()
     for run in in_turn(configs):
         wanted = read_config(options.evaluation) if options.evaluation else configs[run]
         code = _attempt(run, configs[run], wanted, together, evaluate_only=options.evaluation is not None)
-        if code in (130, AGAIN):
+        if code in (INTERRUPTED, AGAIN):
             return code
         failures += code
     return 1 if failures else 0

@@ -24,7 +24,7 @@ from vlmft.files import read_json
 from vlmft.hardware import child_environment
 from vlmft.identity import digest
 from vlmft.models.tiny import RECIPE as TWINS
-from vlmft.schema import Config, Device
+from vlmft.schema import Config, Device, Hardware
 
 RECIPE = 1  # of what is looked for; raise it whenever a check would find something else
 CHECKS = "checks"  # below paths.outputs
@@ -76,7 +76,11 @@ def _in_a_child(config: Config, folder: Path, key: str) -> Any:
     with tempfile.TemporaryDirectory(prefix="vlmft-check-") as scratch:
         request = Path(scratch) / "config.yaml"
         request.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
-        environment = child_environment(Device.cpu) | without_waiting(config.model) | {"TOKENIZERS_PARALLELISM": "true"}
+        environment = (
+            child_environment(Hardware(device=Device.cpu))
+            | without_waiting(config.model)
+            | {"TOKENIZERS_PARALLELISM": "true"}
+        )
         command = [sys.executable, "-m", "vlmft.check", str(request), str(folder), key]
         code = subprocess.run(command, env=environment).returncode
     if code:

@@ -162,10 +162,11 @@ def fitted(
 
     `config` is the model's transformers config, `free_bytes` what the device has before the model is loaded.
     """
+    possible = divisors(method.batch_size // decisions.ranks)
     micro_batch, checkpointing = choose(
         shape_of(config, model, method, decisions.load_dtype),
         free_bytes=free_bytes,
-        micro_batches=divisors(method.batch_size) if hardware.micro_batch == "auto" else [decisions.micro_batch],
+        micro_batches=possible if hardware.micro_batch == "auto" else [decisions.micro_batch],
         checkpointing=method.trainer.get("gradient_checkpointing"),
         bytes_per_element=2 if decisions.bf16 or decisions.load_dtype == "bfloat16" else 4,
         **typical(rows, questions_per_row(method, config.model_type), image_token_id),

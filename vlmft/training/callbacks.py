@@ -17,6 +17,7 @@ from vlmft import history
 from vlmft.models.load import part_of
 from vlmft.schema import Tracking
 from vlmft.status import Status
+from vlmft.training.together import whole
 
 logger = logging.getLogger(__name__)
 
@@ -105,12 +106,20 @@ def _logged_in() -> bool:
         return False
 
 
-class Moved:
-    """Every weight's checksum before the first step (and before a checkpoint is loaded); `check` compares."""
+class Moved(TrainerCallback):
+    """Every weight's checksum before the first step (and before a checkpoint is loaded); `check` compares.
+
+    With None for the model they are taken when training begins, of weights that then lie in shards.
+    """
 
     def __init__(self, model: Any, images: bool) -> None:
         self.images = images  # without pictures the vision tower gets no gradient
-        self.before = checksums(model)
+        self.before = {} if model is None else checksums(model)
+        self.first = 0  # the step that training began with, where that was later
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if not self.before:
+            self.before, self.first = checksums(model), state.global_step
 
     def check(self, model: Any, steps: int) -> None:
         """Raise RuntimeError unless every trainable weight changed and every frozen one did not.
@@ -128,7 +137,7 @@ class Moved:
         if wrongly := sorted(changed & frozen):
             raise RuntimeError(f"{len(wrongly)} frozen weights changed in training, such as {wrongly[:3]}")
         still = sorted(trainable - changed)
-        if still and steps > 2:
+        if still and steps - self.first > 2:
             raise RuntimeError(f"{len(still)} of {len(trainable)} trained weights did not move, such as {still[:3]}")
 
 
@@ -148,7 +157,7 @@ def checksums(model: Any) -> dict[str, int]:
     found = {}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            weight = parameter.detach().contiguous()
+            weight = whole(parameter).detach().contiguous()
             weight = weight.double() if weight.ndim == 1 and weight.is_floating_point() else weight
             found[name] = int(weight.view(integers[weight.element_size()]).sum(dtype=torch.int64))
     return found

@@ -121,7 +121,7 @@ class Epochs(Dataset[list[Pack]]):
             packs.remove(largest)
             packs += _cut(largest, 2)
         # With fewer questions than micro-batches, one without labels stands in the place of each that is missing.
-        packs += [Pack((_unlabelled(packs[0].rows[0]),))] * (self.micro_batches - len(packs))
+        packs += [Pack((unlabelled(packs[0].rows[0]),))] * (self.micro_batches - len(packs))
         parts: list[list[Pack]] = [[] for _ in range(self.micro_batches)]
         for one in sorted(packs, key=lambda one: -one.tokens):
             min(parts, key=lambda part: sum(other.tokens for other in part)).append(one)
@@ -150,7 +150,7 @@ def _cut(whole: Pack, pieces: int) -> list[Pack]:
     return [pack(whole.rows[start:end], whole.prefix) for start, end in pairwise(bounds)]
 
 
-def _unlabelled(row: Row) -> Row:
+def unlabelled(row: Row) -> Row:
     """The row with nothing to learn from: its loss is zero, and every rank still has something to do."""
     silent = replace(row, labels=[IGNORED] * len(row.labels))
-    return replace(silent, rejected=_unlabelled(silent.rejected)) if isinstance(silent, Pair) else silent
+    return replace(silent, rejected=unlabelled(silent.rejected)) if isinstance(silent, Pair) else silent

@@ -16,17 +16,18 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from trl import DPOConfig, SFTConfig
 
-from vlmft import history
+from vlmft import history, ranks
 from vlmft.chat.encode import Encoder, Row
 from vlmft.chat.packing import proven, questions_per_row
 from vlmft.hardware import Decisions
 from vlmft.models.adapters import load_weights, lora_config
 from vlmft.models.quantized import elements
-from vlmft.schema import Algorithm, Config, Method, Packing
-from vlmft.training import checkpoints, early_stopping, init_from
+from vlmft.schema import Algorithm, Config, Hardware, Method, Packing
+from vlmft.training import checkpoints, early_stopping, init_from, together
 from vlmft.training.callbacks import Moved
 from vlmft.training.dpo import PairTrainer
 from vlmft.training.epochs import Epochs
+from vlmft.training.leaving import SaveAndLeave
 from vlmft.training.sft import VqaTrainer
 from vlmft.training.streamed import Stream, Streamed
 from vlmft.training.trainer import Planned
@@ -37,9 +38,9 @@ _WORKERS = 4  # processes that make batches while a GPU computes; on a CPU they 
 
 
 def arguments(
-    method: Method, decisions: Decisions, run: Path, seed: int, debug: bool, ranks: int = 1
+    method: Method, decisions: Decisions, run: Path, seed: int, debug: bool, hardware: Hardware | None = None
 ) -> SFTConfig | DPOConfig:
-    """TRL's arguments: the method's own names, plus what vlmft decides."""
+    """TRL's arguments: the method's own names, plus what vlmft decides, and the engine of several processes."""
     settings: dict[str, Any] = dict(method.trainer)
     settings.pop("gradient_checkpointing", None)
     settings.setdefault("per_device_eval_batch_size", decisions.micro_batch)
@@ -56,7 +57,7 @@ def arguments(
         **settings,
         output_dir=str(run),
         per_device_train_batch_size=1,  # planned micro-batches
-        gradient_accumulation_steps=method.batch_size // (decisions.micro_batch * ranks),
+        gradient_accumulation_steps=method.batch_size // (decisions.micro_batch * decisions.ranks),
         gradient_checkpointing=decisions.gradient_checkpointing,
         bf16=decisions.bf16,
         use_cpu=decisions.device == "cpu",
@@ -67,6 +68,7 @@ def arguments(
         report_to="none",  # callbacks of ours write TensorBoard and W&B, into the run's own folder
         disable_tqdm=True,
         logging_nan_inf_filter=False,
+        **(together.arguments(hardware) if hardware else {}),
     )
 
 
@@ -108,26 +110,34 @@ def train(
     """
     checkpoint = checkpoints.newest(run)
     early = config.method.early_stopping
+    callbacks = [*callbacks, SaveAndLeave()]
     if early.patience is not None and not config.debug:
         callbacks = [*callbacks, early_stopping.StopEarly(early)]
+    if ranks.first():
+        callbacks = [*callbacks, TensorBoardCallback(SummaryWriter(str(run / "tensorboard")))]
+    so_far = checkpoints.manifest(checkpoint) if checkpoint else None
+    over = so_far["step"] >= so_far["total"] if so_far else False
     epochs = plan(config.method, decisions, rows, encoder, config.seed, model.config.model_type, stream)
     trainer = trainer_of(
         config, model=model, encoder=encoder, epochs=epochs, validation=validation,
-        args=arguments(config.method, decisions, run, config.seed, config.debug),
-        callbacks=[*callbacks, TensorBoardCallback(SummaryWriter(str(run / "tensorboard")))],
+        args=arguments(
+            config.method, decisions, run, config.seed, config.debug, None if over else config.hardware
+        ),
+        callbacks=callbacks,
     )  # fmt: skip
-    moved = Moved(trainer.model, images=any(row.images for row in rows))
-    so_far = checkpoint and checkpoints.manifest(checkpoint)
+    if not over:
+        together.check(trainer, decisions)
+    in_shards = decisions.engine != "ddp" and not over
+    moved = Moved(None if in_shards else trainer.model, images=any(row.images for row in rows))
+    trainer.add_callback(moved)
     if checkpoint and so_far:
         trainer.earlier_seconds = so_far["seconds"]
-    if checkpoint and so_far and so_far["step"] >= so_far["total"]:
-        trainer.take_over(checkpoint)
+    if checkpoint and over:
+        trainer.take_over(checkpoint)  # there is nothing to do together any more
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     moved.check(trainer.model, trainer.state.global_step)
-    if init_from.on_another_base(config):
-        trainer.model = init_from.whole(config, trainer.model, decisions.load_dtype, run)
-    save_final(trainer, run, final_dtype(config.method, decisions))
+    save_final(trainer, config, decisions, run)
     if stopped := early_stopping.told(early, trainer.state):
         logger.info("training  %s", stopped)
     return summary(trainer, epochs.questions(trainer.state.global_step)) | ({"stopped": stopped} if stopped else {})
@@ -141,6 +151,7 @@ def trainer_of(
 
     Says how many weights are trained. Raises DataError where an adapter to go on from does not fit.
     """
+    together.prepare_accelerate(args)
     kind = PairTrainer if config.method.algorithm is Algorithm.dpo else VqaTrainer
     trainer = kind(
         encoder=encoder,
@@ -153,6 +164,7 @@ def trainer_of(
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.on_the_host = args.deepspeed is not None and together.on_the_host(config.hardware)
     if config.method.quantization:
         # TRL trains LoRA on a base in few bits in bfloat16, where small updates are lost, and a resume in float32.
         for weight in trainer.model.parameters():
@@ -183,13 +195,23 @@ def describe(model: Any) -> str:
     return said
 
 
-def save_final(trainer: Planned, run: Path, dtype: str | None) -> None:
-    """Write the trained model (or adapter) and processor, not yet under their name."""
-    fresh = run / ".final"
+def save_final(trainer: Planned, config: Config, decisions: Decisions, run: Path) -> None:
+    """Write the trained model (or adapter) and processor, not yet under their name; LoRA on another base than `model`
+    is merged into it. Weights in shards are gathered, for which every process is needed."""
+    weights = trainer.gathered()
+    if not ranks.first():
+        return
+    fresh, dtype = run / ".final", final_dtype(config.method, decisions)
     shutil.rmtree(fresh, ignore_errors=True)
-    if dtype is not None:
+    if init_from.on_another_base(config):
+        together.let_go()
+        trainer.model = init_from.whole(config, trainer.model, decisions.load_dtype, run, weights)
+        weights = None
+    if dtype is not None and weights is None:
         trainer.model.to(getattr(torch, dtype))
-    trainer.save_model(str(fresh))
+    elif dtype is not None and weights is not None:
+        weights = {name: value.to(getattr(torch, dtype)) for name, value in weights.items()}
+    trainer.save_whole(str(fresh), weights)
 
 
 def put_in_place(run: Path) -> None:

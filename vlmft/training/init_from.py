@@ -131,12 +131,13 @@ def on_another_base(config: Config) -> bool:
     return config.method.peft is not None and start(config) is not None and adapter_to_go_on(config) is None
 
 
-def whole(config: Config, trained: Any, dtype: str, scratch: Path) -> Any:
-    """The base that LoRA was trained on with `trained` merged into it, unquantised."""
-    if not config.method.quantization:
+def whole(config: Config, trained: Any, dtype: str, scratch: Path, weights: dict[str, Any] | None = None) -> Any:
+    """The base that LoRA was trained on with `trained` merged into it, unquantised; `weights` are its own where it has
+    but a part of them."""
+    if not config.method.quantization and weights is None:
         return trained.merge_and_unload(safe_merge=True)
     with tempfile.TemporaryDirectory(prefix=".adapter-", dir=scratch) as folder:
-        trained.save_pretrained(folder)
+        trained.save_pretrained(folder, state_dict=weights)
         unquantised = replace(config, method=replace(config.method, quantization=None))
         return _merged(load(unquantised, dtype, scratch), Path(folder))
 

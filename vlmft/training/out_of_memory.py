@@ -27,7 +27,7 @@ def smaller(run: Path, decisions: Decisions, batch_size: int) -> TryAgain:
     write_decided(run, after.as_dict())
     return TryAgain(
         f"out of GPU memory with micro-batch {decisions.micro_batch}: going on with {after.micro_batch}, "
-        f"{batch_size // after.micro_batch} of them a step"
+        f"{batch_size // (after.micro_batch * after.ranks)} of them a step"
     )
 
 
@@ -37,7 +37,8 @@ def within(run: Path, decisions: Decisions, batch_size: int) -> Decisions:
     if not noted:
         return decisions
     most = max(1, min(noted) // 2)
-    return replace(decisions, micro_batch=min(decisions.micro_batch, max(n for n in divisors(batch_size) if n <= most)))
+    possible = [n for n in divisors(batch_size // decisions.ranks) if n <= most]
+    return replace(decisions, micro_batch=min(decisions.micro_batch, max(possible)))
 
 
 def too_large(decisions: Decisions) -> str:

@@ -18,7 +18,8 @@ class VqaTrainer(Planned, SFTTrainer):
         before: int = self._total_train_tokens  # type: ignore[has-type]
         tokens = inputs["attention_mask"].sum()
         loss = super().compute_loss(model, self._laid_out(model, inputs, layout), *args, **kwargs)
-        if layout is not None and self.model.training:  # TRL counted the cells of the mask
+        # TRL counted the cells of the mask. Every process gathers, also one whose rows are not packed just now.
+        if self.model.training and (layout is not None or self.accelerator.num_processes > 1):
             self._total_train_tokens = before + self.accelerator.gather_for_metrics(tokens).sum().item()
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return loss

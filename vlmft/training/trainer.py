@@ -15,13 +15,16 @@ from peft import PeftModel
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 
+from vlmft import ranks
 from vlmft.chat.collate import collate_packs, for_model
-from vlmft.chat.encode import Encoder, Row
+from vlmft.chat.encode import Encoder, Pair, Row
 from vlmft.chat.packing import Pack, attention_mask, pack, position_ids
 from vlmft.schema import LearningRates
-from vlmft.training import checkpoints
-from vlmft.training.epochs import Epochs, InOrder
+from vlmft.training import checkpoints, together
+from vlmft.training.epochs import Epochs, InOrder, unlabelled
 from vlmft.training.optimizer import set_learning_rates
+
+NO_ROW = -1  # in the place of a validation row
 
 
 class NonFinite(Exception):
@@ -35,13 +38,21 @@ class Collator:
     encoder: Encoder
     validation: Sequence[Row]
     shares: bool  # whether the two sequences of a pair share their prompt
+    # Of several processes each goes through the vision tower in every step, or they would wait for each other: a batch
+    # without pictures has this row with one, without labels.
+    picture: Row | None = None
 
     def __call__(self, items: list[Any]) -> dict[str, Any]:
         if isinstance(items[0], list):
             (packs,) = items
         else:
-            packs = [pack([self.validation[item["row"]]], int(self.shares)) for item in items]
+            packs = [pack([self._validation(item["row"])], int(self.shares)) for item in items]
+        if self.picture and not any(row.images for pack in packs for row in pack.rows):
+            packs = [*packs, pack([self.picture], int(self.shares and isinstance(self.picture, Pair)))]
         return self.batch(packs)
+
+    def _validation(self, number: int) -> Row:
+        return unlabelled(self.validation[0]) if number == NO_ROW else self.validation[number]
 
     def batch(self, packs: Sequence[Pack]) -> dict[str, Any]:
         names = [row.question for pack in packs for row in pack.rows]
@@ -65,16 +76,26 @@ class Planned(Trainer):
         self.rates = rates or LearningRates()
         self._questions: list[str] = []  # of the optimiser step under way
         self._saving = False
+        self.on_the_host = False  # whether DeepSpeed keeps the optimiser in the host's memory
         self.earlier_seconds = 0.0  # spent by attempts before this one, up to the checkpoint it resumes from
         self._started = time.monotonic()
 
+        args, several = kwargs["args"], ranks.count() > 1
         text = kwargs["model"].config.get_text_config()
-        if kwargs["args"].router_aux_loss_coef and not hasattr(text, "num_experts"):
+        if args.router_aux_loss_coef and not hasattr(text, "num_experts"):
             text.num_experts = text.num_local_experts  # TRL asks for the first name, GLM-4.5V has the second
         super().__init__(
-            data_collator=self.collator(encoder, validation, shares=epochs.shares),
+            data_collator=self.collator(
+                encoder,
+                validation,
+                shares=epochs.shares,
+                picture=_picture([*epochs.rows, *validation]) if several else None,
+            ),
             train_dataset=_numbers(len(epochs)),  # TRL takes its own kind only; the plan takes its place below
-            eval_dataset=_numbers(len(validation)) if validation else None,
+            # As many batches for each process: what is missing, accelerate would take from the beginning again.
+            eval_dataset=_numbers(len(validation), args.per_device_eval_batch_size * ranks.count())
+            if validation
+            else None,
             processing_class=encoder.processor,
             **kwargs,
         )
@@ -120,9 +141,11 @@ class Planned(Trainer):
         return InOrder(self.train_dataset, lambda: self.state.global_step)
 
     def create_optimizer(self, model: Any = None) -> Any:
-        fresh = self.optimizer is None
+        fresh = self.optimizer is None  # type: ignore[has-type]
         optimizer = super().create_optimizer(model)
         if fresh:
+            if self.on_the_host:
+                self.optimizer = optimizer = together.adam_on_the_host(optimizer)
             set_learning_rates(optimizer, self.model if model is None else model, self.rates)
         return optimizer
 
@@ -191,6 +214,7 @@ class Planned(Trainer):
         finally:
             self._saving = False
             self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()  # each process writes files of its own
         if self.args.should_save:
             output, step = Path(self.args.output_dir), self.state.global_step
             # Where early stopping has decided, there is no step after this one.
@@ -203,6 +227,25 @@ class Planned(Trainer):
                 save_total_limit=limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
             )
+        self.accelerator.wait_for_everyone()
+
+    def gathered(self) -> dict[str, torch.Tensor] | None:
+        """The weights that are trained, by name, where processes have them in shards; None where each has all."""
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return None
+        if (
+            self.is_deepspeed_enabled
+            and isinstance(self.model, PeftModel)
+            and self.deepspeed.zero_optimization_stage() == 3
+        ):
+            found = self.deepspeed._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=True)
+        else:
+            found = self.accelerator.get_state_dict(self.model_wrapped)
+        return dict(found or {})
+
+    def save_whole(self, folder: str, weights: dict[str, torch.Tensor] | None) -> None:
+        """Write the model, by `weights` where it has but a part of them, and the processor."""
+        self._save(folder, state_dict=weights)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """As `from_pretrained` reads it: names in a checkpoint are the base repository's, not this process's."""
@@ -234,6 +277,12 @@ class Planned(Trainer):
             )
 
 
-def _numbers(count: int) -> Dataset:
-    """Row numbers, which the collator looks up."""
-    return Dataset.from_dict({"row": range(count)})
+def _numbers(count: int, divisor: int = 1) -> Dataset:
+    """Row numbers, which the collator looks up, with as many that stand for none as make them divide."""
+    return Dataset.from_dict({"row": [*range(count), *[NO_ROW] * (-count % divisor)]})
+
+
+def _picture(rows: Sequence[Row]) -> Row | None:
+    """The shortest row with a picture, without its labels; None where no row has one."""
+    seen = [row for row in rows if row.images]
+    return unlabelled(min(seen, key=lambda row: len(row.input_ids))) if seen else None

@@ -18,7 +18,7 @@ from vlmft.evaluation.runs import trained
 from vlmft.fetch import make_ready, model_folder
 from vlmft.hardware import child_environment, decide
 from vlmft.models import adapters
-from vlmft.schema import Config, Device, Hardware, Model, QuestionSet, Task, read_config
+from vlmft.schema import Config, Device, Hardware, Model, QuestionSet, SplitModel, Task, read_config
 
 if TYPE_CHECKING:
     from vlmft.chat.encode import Encoder
@@ -53,15 +53,24 @@ def config_of(folder: Path, model: str | None = None) -> tuple[Path, Config]:
     return run_of(folder, composed([f"model={model}", "task=eval"]))
 
 
-def use_device(device: Device) -> None:
-    """Show this process one free GPU or none, and keep the libraries quiet; before anything imports torch.
+def hardware_of(device: Device, split_model: bool) -> Hardware:
+    """What `--device` and `--split-model` say, as a run's hardware."""
+    return Hardware(device=device, split_model=SplitModel.auto if split_model else SplitModel.no)
+
+
+def use_device(hardware: Hardware) -> None:
+    """Show this process one free GPU or none, or all where the model is to be split, and keep the libraries quiet;
+    before anything imports torch.
 
     Raises DataError where a GPU is asked for and none is free.
     """
     try:
-        os.environ.update(child_environment(device))
+        environment = child_environment(hardware, split=True)
     except DataError as error:
         raise DataError("--device cuda: nvidia-smi shows no free GPU here; leave it out to go on without") from error
+    for key in os.environ.keys() - environment.keys():  # it is none of the processes that something else started
+        del os.environ[key]
+    os.environ.update(environment)
     from vlmft.worker import quiet_libraries
 
     logging.captureWarnings(True)
@@ -90,18 +99,27 @@ def encoder_of(spec: Model) -> Encoder:
     return Encoder(load_processor(spec), spec.answer_style, stop_ids(spec))
 
 
-def load(run: Path, config: Config, device: Device) -> tuple[Any, Encoder]:
+def load(run: Path, config: Config, hardware: Hardware) -> tuple[Any, Encoder]:
     """The trained model as evaluation has it, and its encoder. Raises DataError where either cannot be loaded."""
-    from vlmft.models.load import load_model
-
-    decisions = decide(config.model, config.method, Hardware(device=device))
+    decisions = decide(config.model, config.method, hardware)
     spec, quantization, adapter = here(run, config)
     encoder = encoder_of(spec)
-    model = load_model(spec, "bfloat16" if decisions.bf16 else decisions.load_dtype, quantization)
-    if decisions.device == "cuda" and not quantization:
-        model.to("cuda")
-    model.eval()
+    model = placed(spec, "bfloat16" if decisions.bf16 else decisions.load_dtype, hardware, quantization)
     return (adapters.load_adapter(model, adapter) if adapter else model), encoder
+
+
+def placed(spec: Model, dtype: str, hardware: Hardware, quantization: dict[str, Any] | None = None) -> Any:
+    """The checkpoint's model, ready to answer, where `hardware` has it: on a GPU, split over all in sight, or here."""
+    import torch
+
+    from vlmft.models import split
+    from vlmft.models.load import load_model
+
+    split_model = hardware.split_model is SplitModel.auto
+    model = load_model(spec, dtype, quantization, split_model)
+    if hardware.device is not Device.cpu and torch.cuda.is_available() and not quantization:
+        split.to_gpu(model)
+    return model.eval()
 
 
 def seed(number: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobStatus
 from hydra.test_utils.launcher_common_tests import (
     BatchedSweeperTestSuite,
     IntegrationTestSuite,
@@ -276,8 +276,7 @@ def test_the_live_table_follows_the_plan(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(_processes, "_SHOW_EVERY", -1.0)
     plan = [{"number": 0, "folder": "outputs/a"}, {"number": 1, "folder": None}, {"number": 2, "folder": "outputs/c"}]
     (tmp_path / "plan.json").write_text(json.dumps({"jobs": plan}))
-    jobs = [_processes.Job(n, f"n={n}", tmp_path / f"{n}.log", tmp_path / f"{n}.call", JobReturn()) for n in (0, 1)]
-    with _processes.display(jobs, tmp_path) as show:
+    with _processes.display([0, 1], tmp_path) as show:
         assert tables[-1] == ([Path("outputs/a")], ["#0 a"]), "a job that has found no folder yet has no row"
         plan[1]["folder"] = "outputs/b"
         (tmp_path / "plan.json").write_text(json.dumps({"jobs": plan}))

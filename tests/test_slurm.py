@@ -232,6 +232,13 @@ def test_nothing_is_submitted_where_one_cannot_be_or_there_is_no_slurm(
     assert not (tmp_path / "count").exists()
 
 
+def test_its_settings_stand_in_hardware(launch: Callable[..., Sequence[JobReturn]]) -> None:
+    config = composed("+hydra.launcher.partition=low", hydra=True)
+    launcher = Plugins.instance().instantiate_launcher(SimpleNamespace(), print, config)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"hydra.launcher.partition: what Slurm is asked for stands in hardware"):
+        launcher.launch([[]], 0)
+
+
 def submitted(tmp_path: Path, number: int, tasks: int = 1) -> Job:
     one = job(number)
     one.id = f"10_{number}"

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +80,7 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], sweep_dir:
     """
     waiting = deque(jobs)
     running: dict[int, Job] = {}
-    with _sigterm_raises(), display(jobs, sweep_dir) as show:
+    with _sigterm_raises(), display([job.number for job in jobs], sweep_dir) as show:
         try:
             while waiting or running:
                 for slot, environment in enumerate(slots):
@@ -145,8 +145,9 @@ def _sigterm_raises() -> Iterator[None]:
 
 
 @contextmanager
-def display(jobs: Sequence[Job], sweep_dir: Path) -> Iterator[Callable[[str | None], None]]:
-    """A function that shows a line, or with None what has changed: on a terminal, of planned runs, in a live table."""
+def display(numbers: Collection[int], sweep_dir: Path) -> Iterator[Callable[[str | None], None]]:
+    """A function that shows a line, or with None what has changed: on a terminal, in a live table of the runs that are
+    planned under these numbers."""
     plan = sweep_dir / PLAN
     if not (sys.stdout.isatty() and plan.is_file()):
         yield lambda line: print(line, flush=True) if line is not None else None
@@ -155,12 +156,10 @@ def display(jobs: Sequence[Job], sweep_dir: Path) -> Iterator[Callable[[str | No
 
     from vlmft.watch import live_table
 
-    numbers = {job.number for job in jobs}
-
     def table() -> Any:
         # Read each time: where the data had to be fetched first, a job itself tells the plan its folder.
         planned = {job["number"]: Path(job["folder"]) for job in read_json(plan)["jobs"] if job["folder"]}
-        mine = {number: planned[number] for number in sorted(planned.keys() & numbers)}
+        mine = {number: planned[number] for number in sorted(planned.keys() & set(numbers))}
         return live_table(list(mine.values()), [f"#{number} {folder.name}" for number, folder in mine.items()])
 
     shown = time.monotonic()

@@ -4,20 +4,15 @@ Every start of Hydra imports this file, so what takes time to import, submitit a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 
-
-@dataclass
-class VlmftSlurmConf:
-    _target_: str = "hydra_plugins.vlmft_slurm.VlmftSlurm"
-
-
-ConfigStore.instance().store(group="hydra/launcher", name="vlmft_slurm", node=VlmftSlurmConf, provider="vlmft")
+# What it takes stands in hardware.*, so there is no class of settings here, which every pickled job would have to find.
+_NODE = {"_target_": "hydra_plugins.vlmft_slurm.VlmftSlurm"}
+ConfigStore.instance().store(group="hydra/launcher", name="vlmft_slurm", node=_NODE, provider="vlmft")
 
 
 class VlmftSlurm(SlurmLauncher):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import signal
@@ -44,6 +45,14 @@ def _answer_signals() -> None:
         raise KeyboardInterrupt(signal.Signals(signum).name)
 
     signal.signal(signal.SIGTERM, interrupted)
+    handler = signal.getsignal(signal.SIGUSR2)
+
+    def queue_again(signum: int, frame: Any) -> None:
+        logging.getLogger("submitit").disabled = False  # by Hydra, and the job's log is to say what is done now
+        if callable(handler):
+            handler(signum, frame)
+
+    signal.signal(signal.SIGUSR2, queue_again)
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN))
 
 

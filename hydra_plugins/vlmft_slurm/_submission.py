@@ -50,6 +50,9 @@ def launch(launcher: VlmftSlurm, job_overrides: Sequence[Sequence[str]], initial
     """What VlmftSlurm.launch returns and raises."""
     config, context = launcher.config, launcher.hydra_context
     assert config is not None and context is not None
+    if launcher.params:
+        named = ", ".join(f"hydra.launcher.{name}" for name in launcher.params)
+        raise ConfigError(f"{named}: what Slurm is asked for stands in hardware.*, such as hardware.partition=…")
     setup_globals()
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
     composed = [context.config_loader.load_sweep_config(config, list(overrides)) for overrides in job_overrides]

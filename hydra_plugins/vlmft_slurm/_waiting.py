@@ -26,11 +26,8 @@ def wait_for(jobs: Sequence[Job], sweep_dir: Path) -> None:
     Ctrl-C says that the jobs go on and how to end them, then raises KeyboardInterrupt.
     """
     waiting = {job.id: job for job in jobs if job.id}
-    for job in jobs:
-        if not job.id:
-            print(f"failed    #{job.number} {job.label}: {job.failure}", flush=True)
     try:
-        with display(jobs, sweep_dir) as show:  # type: ignore[arg-type]  # it takes the numbers of jobs alone
+        with display([job.number for job in waiting.values()], sweep_dir) as show:
             _Watch(waiting, show).until_over()
     except KeyboardInterrupt:
         numbers = " ".join(dict.fromkeys(name.partition("_")[0] for name in waiting))

@@ -24,12 +24,13 @@ from vlmft.data.load import load
 from vlmft.data.question import Turn
 from vlmft.errors import ConfigError, DataError
 from vlmft.evaluation import generate
-from vlmft.schema import Config, Device, Generation, Model, Task, read_config
+from vlmft.schema import Config, Device, Generation, Hardware, Model, Task, read_config
 from vlmft.status import Status
 from vlmft.use import ask, trained
 from vlmft.worker import Together, train
 
 Composed = Callable[..., Config]
+ON_CPU = Hardware(device=Device.cpu)
 SMALL = ("model=tiny_glm41v", "dataset=demo_ct", "dataset.max_rows=16", "method.trainer.max_steps=2",
          "method.batch_size=4", "method.trainer.learning_rate=1e-2", "method.trainer.warmup_steps=0", "hardware=cpu",
          "eval.max_rows=48", "eval.generation.max_new_tokens=8")  # fmt: skip
@@ -60,13 +61,13 @@ def config(composed: Composed) -> Config:
 @pytest.fixture(scope="module")
 def loaded(config: Config) -> tuple[Any, Encoder]:
     """The model as it is."""
-    return trained.load(Path("nowhere"), config, Device.cpu)
+    return trained.load(Path("nowhere"), config, ON_CPU)
 
 
 @pytest.fixture(scope="module")
 def wearing(run: Path) -> tuple[Any, Encoder]:
     """The model that the run trained."""
-    return trained.load(run, read_config(run / "config.yaml"), Device.cpu)
+    return trained.load(run, read_config(run / "config.yaml"), ON_CPU)
 
 
 @pytest.fixture(scope="module")
@@ -273,14 +274,14 @@ def test_an_adapter_and_a_model_as_it_is_are_asked(run: Path, records: list[dict
     base = replace(read_config(run / "config.yaml"), task=Task.eval)
     said = []
     for folder, of in ((where, config), (tmp_path / "base", base)):
-        talk = ask.Conversation(*trained.load(folder, of, Device.cpu), Generation(max_new_tokens=8))
+        talk = ask.Conversation(*trained.load(folder, of, ON_CPU), Generation(max_new_tokens=8))
         said.append(talk.ask(records[0]["question"], records[0]["images"]).raw)
     assert said[0] == records[0]["raw"] != said[1]
 
 
 def test_a_text_model_is_asked_without_a_picture(composed: Composed, tmp_path: Path) -> None:
     config = replace(composed("model=tiny_deepseek_r1", "hardware=cpu"), task=Task.eval)
-    talk = ask.Conversation(*trained.load(tmp_path, config, Device.cpu), Generation(max_new_tokens=4))
+    talk = ask.Conversation(*trained.load(tmp_path, config, ON_CPU), Generation(max_new_tokens=4))
     reply = talk.ask("Which organ?")
     assert reply.tokens == 4 and reply.status == "unclosed_think", "its template begins with a thought"
     assert reply.thought == reply.raw.strip() and talk.turns == []

@@ -21,13 +21,14 @@ from safetensors.torch import load_file
 from vlmft.cli import main
 from vlmft.errors import DataError
 from vlmft.provenance import record_attempt
-from vlmft.schema import Config, Device, Model, Task, read_config
+from vlmft.schema import Config, Device, Hardware, Model, Task, read_config
 from vlmft.status import Status
 from vlmft.use import export, parity, trained
 from vlmft.use.parity import Parity, compare
 from vlmft.worker import Together, train
 
 Composed = Callable[..., Config]
+ON_CPU = Hardware(device=Device.cpu)
 QUICK = ("dataset=demo_ct", "dataset.max_rows=16", "method.trainer.max_steps=2", "method.batch_size=4",
          "method.trainer.learning_rate=1e-2", "method.trainer.warmup_steps=0", "hardware=cpu", "eval.max_rows=24",
          "eval.generation.max_new_tokens=8")  # fmt: skip
@@ -43,7 +44,7 @@ def made(config: Config, folder: Path) -> Path:
 
 
 def exported(run: Path, out: Path, **how: Any) -> Parity:
-    return export.export(run, read_config(run / "config.yaml"), out, device=Device.cpu, **how)
+    return export.export(run, read_config(run / "config.yaml"), out, hardware=ON_CPU, **how)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +200,7 @@ def test_in_bfloat16_and_without_its_set(run: Path, tmp_path: Path) -> None:
     """Rounding is allowed for, and a drawn picture stands in for a set that is not here."""
     config = read_config(run / "config.yaml")
     gone = replace(config, dataset=replace(config.dataset, format="slake", path=str(tmp_path / "gone")))
-    found = export.export(run, gone, tmp_path / "mine", device=Device.cpu, dtype="bfloat16")
+    found = export.export(run, gone, tmp_path / "mine", hardware=ON_CPU, dtype="bfloat16")
     assert found.problem() is None and 1e-4 < found.largest / found.scale < parity.TOLERANCE_IN_FEW_BITS
     assert load_file(tmp_path / "mine" / "model.safetensors")["lm_head.weight"].dtype is torch.bfloat16
     assert "Saved in bfloat16" in (tmp_path / "mine" / "README.md").read_text()
@@ -332,10 +333,10 @@ def test_every_family_is_exported(model: str, more: tuple[str, ...], composed: C
 def test_an_adapter_folder_and_a_quantised_base(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adapter = Path(shutil.copytree(run / "final", tmp_path / "found"))
     where, config = trained.config_of(adapter, "tiny_glm41v")
-    assert export.export(where, config, tmp_path / "mine", device=Device.cpu).problem() is None
+    assert export.export(where, config, tmp_path / "mine", hardware=ON_CPU).problem() is None
     assert "The adapter was trained elsewhere" in (tmp_path / "mine" / "README.md").read_text()
     few = replace(config, method=replace(config.method, quantization={"load_in_4bit": True}))
-    assert export.export(where, few, tmp_path / "few", device=Device.cpu).problem() is None
+    assert export.export(where, few, tmp_path / "few", hardware=ON_CPU).problem() is None
     assert "merged into the base as it is without them" in " ".join(capsys.readouterr().err.split())
     assert "on the base in few bits" in (tmp_path / "few" / "README.md").read_text()
     assert names_and_shapes(tmp_path / "few") == names_and_shapes(tmp_path / "mine")

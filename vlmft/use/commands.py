@@ -75,10 +75,12 @@ def _absolute(parser: Any) -> None:
 def _device_and_model(parser: Any) -> None:
     parser.add_argument("--model", metavar="NAME", help="of conf/model: how a folder that no run made is asked")
     parser.add_argument("--device", choices=[device.name for device in Device], default=Device.auto.name)
+    parser.add_argument("--split-model", action="store_true", help="over all GPUs, where it is too large for one")
 
 
 def ask(options: argparse.Namespace) -> None:
     """One question, a conversation, or --demo. The answer goes to stdout, what is said about it to stderr."""
+    from vlmft.models import split
     from vlmft.use import ask as asking
     from vlmft.use import trained
 
@@ -91,10 +93,12 @@ def ask(options: argparse.Namespace) -> None:
         raise ConfigError(
             f"--demo: {options.folder} says of no set that it was trained or evaluated on; ask --question"
         )
-    device = Device[options.device]
-    trained.use_device(device)
-    model, encoder = trained.load(run, config, device)
+    hardware = trained.hardware_of(Device[options.device], options.split_model)
+    trained.use_device(hardware)
+    model, encoder = trained.load(run, config, hardware)
     asking.note(f"model     {config.model.name} on {model.device.type}, {str(model.dtype).removeprefix('torch.')}")
+    if options.split_model:
+        asking.note(split.line(model))
     trained.seed(options.seed)
     if options.demo:
         asking.demo(model, encoder, config, settings, options.seed)
@@ -120,12 +124,12 @@ def export_model(options: argparse.Namespace) -> None:
     run, config = trained.config_of(folder, options.model)
     if not options.out and not (run / "config.yaml").is_file():
         raise ConfigError(f"export: {folder} is no run; name the new folder as well, --out FOLDER")
-    out, device = options.out or run / "export", Device[options.device]
-    trained.use_device(device)
+    out, hardware = options.out or run / "export", trained.hardware_of(Device[options.device], options.split_model)
+    trained.use_device(hardware)
     from vlmft.use import export  # which imports torch
 
     named = options.push or (out.name if options.out else run.name)
-    parity = export.export(run, config, out, device=device, dtype=options.dtype, named=named)
+    parity = export.export(run, config, out, hardware=hardware, dtype=options.dtype, named=named)
     print(f"same      {parity.describe()}")
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"written   {out} ({size / 1e9:.3g} GB)")

@@ -12,37 +12,35 @@ from vlmft.chat.encode import Encoder, Row
 from vlmft.data.question import CLOSED, OPEN, Question, Turn
 from vlmft.errors import DataError
 from vlmft.files import whole_folder, write_json, write_text
+from vlmft.models import split
 from vlmft.models.base import free_memory
-from vlmft.schema import Config, Device, Model
+from vlmft.schema import Config, Device, Hardware, Model, SplitModel
 from vlmft.use.ask import note
 from vlmft.use.model_card import card
 from vlmft.use.parity import Parity, compare, logits
-from vlmft.use.trained import encoder_of, here, own_questions
+from vlmft.use.trained import encoder_of, here, own_questions, placed
 
 QUESTIONS = 4  # that the two models are compared on
 _SHARD = "5GB"
 
 
 def export(
-    run: Path, config: Config, out: Path, *, device: Device = Device.auto, dtype: str | None = None, named: str = ""
+    run: Path, config: Config, out: Path, *, hardware: Hardware, dtype: str | None = None, named: str = ""
 ) -> Parity:
     """Write the trained model of `run` to `out`, whole or not at all; how its logits differ from the run's.
 
     `dtype` is that of the base checkpoint unless given, and `named` what the model card calls the folder. Raises
     DataError where `out` is there already, where nothing was trained, or where what is read back is another model.
     """
-    import torch
-
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is there already: name another folder with --out, or remove it")
     spec, quantization, adapter = here(run, config)
     if adapter is None and not (run / "final").is_dir():
         raise DataError(f"{run}: nothing was trained here, so there is nothing to export; name a run that trained")
-    on = "cuda" if device is not Device.cpu and torch.cuda.is_available() else "cpu"
     encoder = encoder_of(spec)
     with tempfile.TemporaryDirectory(prefix="vlmft-export-") as scratch, whole_folder(out) as fresh:
         rows = _rows(encoder, _questions(config, encoder, Path(scratch)))
-        model, told = _trained(spec, quantization, adapter, dtype, on)
+        model, told = _trained(spec, quantization, adapter, dtype, hardware)
         as_trained = logits(model, encoder, rows)
         without = None
         if adapter:
@@ -57,7 +55,7 @@ def export(
         again = _rows(read_back, _questions(config, read_back, Path(scratch)))
         if again != rows:
             raise DataError(f"{run}: the saved processor asks {rows[0].question} in other tokens; nothing is written")
-        parity = compare(as_trained, logits(_plainly(fresh, spec, on), read_back, rows), without, saved_as)
+        parity = compare(as_trained, logits(_plainly(fresh, spec, hardware), read_back, rows), without, saved_as)
         if problem := parity.problem():
             raise DataError(f"{run}: what was written is not what was trained, and is removed: {problem}")
         write_text(fresh / "README.md", card(run, config, parity.describe(), told, saved_as, named or out.name))
@@ -92,16 +90,18 @@ def _rows(encoder: Encoder, questions: Sequence[Question]) -> list[Row]:
 
 
 def _trained(
-    spec: Model, quantization: dict[str, Any] | None, adapter: Path | None, dtype: str | None, device: str
+    spec: Model, quantization: dict[str, Any] | None, adapter: Path | None, dtype: str | None, hardware: Hardware
 ) -> tuple[Any, str]:
     """The model as it was trained, unquantised, and how it comes to be in the export, in words."""
     import torch
 
     from vlmft.models.adapters import load_adapter
-    from vlmft.models.load import load_config, load_model
+    from vlmft.models.load import load_config
 
     dtype = dtype or str(getattr(load_config(spec), "dtype", None) or torch.float32).removeprefix("torch.")
-    model = load_model(spec, dtype).to(device).eval()
+    model = placed(spec, dtype, hardware)
+    if hardware.split_model is SplitModel.auto:
+        note(split.line(model))
     if adapter is None:
         return model, "All weights of the model are those of the training."
     told = f"The LoRA adapter is merged into its base, in {dtype}."
@@ -133,22 +133,27 @@ def _save(model: Any, encoder: Encoder, folder: Path) -> None:
     write_json(file, said)
 
 
-def _plainly(folder: Path, spec: Model, device: str) -> Any:
+def _plainly(folder: Path, spec: Model, hardware: Hardware) -> Any:
     """The model as anybody would load it. Raises DataError where the folder has other weights than its architecture."""
+    import torch
     from transformers import AutoConfig
 
     from vlmft.models.load import auto_class
 
+    splitting = split.loading() if hardware.split_model is SplitModel.auto else {}
     config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
     model, report = auto_class(config).from_pretrained(
         folder, dtype="auto", attn_implementation=spec.attention, trust_remote_code=spec.trust_remote_code,
-        output_loading_info=True,
+        output_loading_info=True, **splitting,
     )  # fmt: skip
+    split.refuse_outside(model, str(folder))
     wrong = [f"{key} ({kind.split('_')[0]})" for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
              for key in sorted(map(str, report.get(kind) or ()))]  # fmt: skip
     if wrong:
         raise DataError(f"the saved weights do not fit their architecture: {', '.join(wrong[:3])}")
-    return model.to(device).eval()
+    if hardware.device is not Device.cpu and torch.cuda.is_available():
+        split.to_gpu(model)
+    return model.eval()
 
 
 def push(folder: Path, repository: str, private: bool = False) -> str:

@@ -121,13 +121,26 @@ def test_everything_wrong_is_named_at_once() -> None:
     assert len(str(error.value).splitlines()) == 2
 
 
+def test_a_job_has_some_time_before_it_is_told_to_save() -> None:
+    with pytest.raises(ConfigError, match=r"hardware.signal_delay=120 seconds are all of the job's time \(2 min\)"):
+        shape("dataset=demo_ct", "hardware.time=2")
+    assert shape("dataset=demo_ct", "hardware.time=2", "hardware.signal_delay=10").minutes == 2
+
+
 def job(number: int = 0, *overrides: str) -> Job:
     outcome = JobReturn(overrides=list(overrides), status=JobStatus.FAILED)
     return Job(number, f"seed={number}", list(overrides), shape("dataset=demo_ct", *overrides), outcome)
 
 
 def test_one_group_for_each_shape_in_the_order_of_jobs() -> None:
-    jobs = [job(0), job(1, "hardware.memory=9"), job(2), job(3, "task=eval"), job(4, "seed=3"), job(5, "task=eval")]
+    jobs = [
+        job(0),
+        job(1, "hardware.memory=9"),
+        job(2),
+        job(3, "task=eval"),
+        job(4, "seed=3", "hardware.micro_batch=1"),
+        job(5, "task=eval"),
+    ]
     assert [[one.number for one in group] for group in grouped(jobs)] == [[0, 2, 4], [1], [3, 5]]
 
 

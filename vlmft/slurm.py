@@ -24,6 +24,7 @@ _OWN_KEYS = {  # options of sbatch that hardware.* has keys for
 _NOT_TO_BE_SET = {
     "signal": "it would take the place of the signal that makes a job save and be queued again; "
     "hardware.signal_delay says how long before its end that comes",
+    "requeue": "a job that is preempted is always queued again; hardware.max_timeouts=0 has it end where its time does",
     "array": "a sweep is an array already; hardware.array_parallelism says how many of its jobs run at a time",
     "ntasks": "a job has one task on each machine, and starts hardware.processes itself",
     "ntasks-per-node": "a job has one task on each machine, and starts hardware.processes itself",
@@ -62,6 +63,11 @@ class Shape:
         }  # fmt: skip
         return {name: value for name, value in given.items() if value is not None}
 
+    def same_as(self, other: Shape) -> bool:
+        """Whether both can be of one array."""
+        mine, its = ((one.kind, one.hardware.max_timeouts, one.parameters()) for one in (self, other))
+        return mine == its
+
     def __str__(self) -> str:
         """In words, such as 1 GPU, 64 GB, 24 h, partition low."""
         hardware = self.hardware
@@ -84,9 +90,15 @@ def shape(cfg: DictConfig) -> Shape:
     gpus = hardware.gpus
     if gpus is None and not hardware.gres and hardware.device is not Device.cpu:
         gpus = hardware.processes if isinstance(hardware.processes, int) else 1
+    time = minutes(hardware.time) if hardware.time else 60 * _HOURS[kind]
+    if hardware.signal_delay >= 60 * time:
+        raise ConfigError(
+            f"hardware.signal_delay={hardware.signal_delay} seconds are all of the job's time ({duration(time)}): it "
+            "would be told to save as it begins; make one smaller or the other longer"
+        )
     return Shape(
         kind=kind,
-        minutes=minutes(hardware.time) if hardware.time else 60 * _HOURS[kind],
+        minutes=time,
         memory=hardware.memory or _MEMORY[kind],
         gpus=gpus or None,
         hardware=hardware,

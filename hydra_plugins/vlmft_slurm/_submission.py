@@ -35,15 +35,14 @@ class Job:
     overrides: list[str]
     shape: Shape
     outcome: JobReturn
-    failure: str | None = None  # why it failed, in a line
     id: str = ""  # Slurm's: 12, or 12_0 for an element of an array
     tasks: list[Any] = field(default_factory=list)  # submitit's JobPaths of each, one on each machine
 
-    def fails(self, why: str) -> None:
-        """It has failed for a reason that is not its own error."""
-        self.failure = why
-        self.outcome = JobReturn(overrides=self.overrides, status=JobStatus.FAILED)
-        self.outcome.return_value = RunFailed(f"failed    #{self.number} {self.label}: {why}")
+    def failed(self, why: str) -> JobReturn:
+        """The outcome that it failed for a reason which is not its own error."""
+        outcome = JobReturn(overrides=self.overrides, status=JobStatus.FAILED)
+        outcome.return_value = RunFailed(f"failed    #{self.number} {self.label}: {why}")
+        return outcome
 
 
 def launch(launcher: VlmftSlurm, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
@@ -91,7 +90,7 @@ def grouped(jobs: Sequence[Job]) -> list[list[Job]]:
     groups: list[list[Job]] = []
     for job in jobs:
         for group in groups:
-            if group[0].shape == job.shape:
+            if group[0].shape.same_as(job.shape):
                 group.append(job)
                 break
         else:
@@ -124,7 +123,7 @@ def _submit(launcher: VlmftSlurm, group: Sequence[Job], sweep_dir: Path) -> None
     except FailedJobError as error:
         why = str(error).strip().removeprefix("sbatch: error: ").replace("\nsbatch: error: ", "; ")
         for job in group:
-            job.fails(f"sbatch refused it: {why}")
+            job.outcome = job.failed(f"sbatch refused it: {why}")
         print(f"refused   {asked} {of_all}\n          {why}", flush=True)
         return
     for job, at_slurm in zip(group, submitted, strict=True):

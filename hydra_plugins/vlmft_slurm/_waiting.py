@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ _LOOK_EVERY = 1.0  # seconds between two looks for results
 _ASK_EVERY, _ASK_SOON = 10.0, 3.0  # seconds between two questions to Slurm; where a job has failed it matters now
 _ANSWERS = 2  # in a row that have to say that a job is over, as files of another machine may be seen late
 _SILENT = 6  # questions that may stay without an answer before that is told
+_ASIDE = re.compile("srun: (?!error)|slurmstepd.*: Terminating")
 
 
 def wait_for(jobs: Sequence[Job], sweep_dir: Path) -> None:
@@ -56,8 +59,8 @@ class _Watch:
         while self.waiting:
             self.failures = False
             for name, job in list(self.waiting.items()):
-                if (found := result(job, 0)) and found.status is not JobStatus.FAILED:
-                    self._ended(name, found)
+                if (found := result(job, 0)) and found[0].status is not JobStatus.FAILED:
+                    self._ended(name, *found)
                 elif found:
                     # It may be that of an attempt that Slurm has cut off and queued again; the queue knows.
                     self.failures = True
@@ -77,7 +80,7 @@ class _Watch:
             if self.unanswered >= _SILENT:
                 for name, job in list(self.waiting.items()):
                     if found := result(job, 0):
-                        self._ended(name, found)
+                        self._ended(name, *found)
             return
         self.unanswered = 0
         for name, job in list(self.waiting.items()):
@@ -85,10 +88,10 @@ class _Watch:
             self.over[name] = self.over.get(name, 0) + 1 if state.over else 0
             failed = next((found for task in range(len(job.tasks)) if (found := result(job, task))), None)
             if state.over and failed:
-                self._ended(name, failed)
+                self._ended(name, *failed)
             elif self.over[name] >= _ANSWERS:
-                job.fails(_why(job, state))
-                self._ended(name, job.outcome)
+                why = _why(job, state)
+                self._ended(name, job.failed(why), why)
             elif not state.over:
                 self._tell(name, job, state)
 
@@ -102,33 +105,32 @@ class _Watch:
         elif not state.waits:
             self.show(f"start     #{job.number} {job.label}   (job {name} on {state.note})")
 
-    def _ended(self, name: str, outcome: JobReturn) -> None:
+    def _ended(self, name: str, outcome: JobReturn, why: str) -> None:
         job = self.waiting.pop(name)
         job.outcome = outcome
-        if outcome.status is not JobStatus.FAILED:
+        if outcome.status is JobStatus.FAILED:
+            self.show(f"failed    #{job.number} {job.label}: {why}")
+        else:
             self.show(f"done      #{job.number} {job.label} {time.monotonic() - self.began:.0f} s")
-            return
-        if job.failure is None:
-            error = outcome._return_value
-            first = (explain(error) if isinstance(error, Exception) else str(error)).splitlines()[0]
-            job.failure = f"{first.removeprefix('failed ').strip()}   (job {name}, log: {job.tasks[0].stdout})"
-        self.show(f"failed    #{job.number} {job.label}: {job.failure}")
 
 
-def result(job: Job, task: int) -> JobReturn | None:
-    """What a task of the job has left: its JobReturn, or a failure with submitit's error; None before that."""
-    import pickle
-
+def result(job: Job, task: int) -> tuple[JobReturn, str] | None:
+    """What a task of the job has left, and in a line why it failed, where it did; None while it has left nothing."""
+    place, log = job.tasks[task].result_pickle, f"(job {job.id}, log: {job.tasks[task].stdout})"
     try:
-        kind, value = pickle.loads(job.tasks[task].result_pickle.read_bytes())
+        _, value = pickle.loads(place.read_bytes())
     except FileNotFoundError:
         return None
     except Exception as problem:
-        kind, value = "error", f"its result cannot be read: {problem}"
+        value = f"its result cannot be read: {problem}"
     if isinstance(value, JobReturn):
-        return value
-    job.fails(f"{_last_line(str(value))}   (job {job.id}, log: {job.tasks[task].stderr})" if kind == "error" else "?")
-    return job.outcome
+        error = value._return_value
+        if value.status is not JobStatus.FAILED or not isinstance(error, Exception):
+            return value, ""
+        first = (explain(error).splitlines() or [type(error).__name__])[0]
+        return value, f"{first.removeprefix('failed ').strip()}   {log}"
+    why = f"{_last_line(str(value))}   {log}"  # of a traceback, where the job could not begin
+    return job.failed(why), why
 
 
 def _why(job: Job, state: JobState) -> str:
@@ -147,4 +149,6 @@ def _end_of(log: Any) -> str:
 
 
 def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+    """The last line that says something; srun also tells what it does about an end."""
+    lines = (line.strip() for line in reversed(text.splitlines()))
+    return next((line for line in lines if line and not _ASIDE.match(line)), "")

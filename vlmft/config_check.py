@@ -7,7 +7,6 @@ looked at here. Everything happens before torch is imported.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 import sys
@@ -19,12 +18,11 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from vlmft import library_keys, method_check
+from vlmft import hardware_check, library_keys, method_check
 from vlmft.data import samples, stream
-from vlmft.errors import ConfigError, DataError
+from vlmft.errors import ConfigError, nearest
 from vlmft.evaluation.ablations import PASSES
 from vlmft.evaluation.protocols import PROTOCOLS
-from vlmft.hardware import micro_batch
 from vlmft.schema import Closed, Config, Eval, Packing, QuestionSet, Task
 
 GROUPS = ("model", "dataset", "method", "hardware", "eval", "experiment")
@@ -62,10 +60,7 @@ def check(cfg: DictConfig) -> Config:
 
 def _wrong_values(config: Config) -> Iterable[str]:
     """Values of the right type that cannot be meant."""
-    try:
-        micro_batch(config.method.batch_size, config.hardware.micro_batch, ranks=1, cuda=False)
-    except DataError as error:
-        yield str(error)
+    yield from hardware_check.problems(config)
     yield from method_check.problems(config)
     if config.method.max_questions_per_row < 1:
         yield f"method.max_questions_per_row={config.method.max_questions_per_row} should be at least 1"
@@ -91,12 +86,12 @@ def _wrong_values(config: Config) -> Iterable[str]:
                 )
     for protocol in config.eval.protocols:
         if protocol not in PROTOCOLS:
-            yield f"eval.protocols: there is no {protocol}.{_nearest(protocol, PROTOCOLS)}"
+            yield f"eval.protocols: there is no {protocol}.{nearest(protocol, PROTOCOLS)}"
     if not config.eval.protocols:
         yield f"eval.protocols is empty; choose from {', '.join(PROTOCOLS)}"
     for name in config.eval.ablations:
         if name not in PASSES:
-            yield f"eval.ablations: there is no {name}.{_nearest(name, PASSES)}"
+            yield f"eval.ablations: there is no {name}.{nearest(name, PASSES)}"
     yield from _wrong_split(config)
     if not isinstance(config.eval.debug_matches, int) or config.eval.debug_matches < 0:
         yield f"eval.debug_matches={config.eval.debug_matches} should be a number of comparisons, or true"
@@ -106,7 +101,7 @@ def _wrong_values(config: Config) -> Iterable[str]:
     if config.eval.generation.batch_size < 1:
         yield f"eval.generation.batch_size={config.eval.generation.batch_size} should be at least 1"
     if config.log_level not in LOG_LEVELS:
-        yield f"log_level: there is no {config.log_level}.{_nearest(config.log_level, LOG_LEVELS)}"
+        yield f"log_level: there is no {config.log_level}.{nearest(config.log_level, LOG_LEVELS)}"
 
 
 def _wrong_split(config: Config) -> Iterable[str]:
@@ -167,7 +162,7 @@ def _unknown_keys(node: Any, place: str) -> Iterable[str]:
     for key in node:
         full = place + str(key)
         if legal is not None and key not in legal:
-            yield f"{full}: there is no such key.{_nearest(str(key), legal)}"
+            yield f"{full}: there is no such key.{nearest(str(key), legal)}"
         elif not OmegaConf.is_missing(node, key):
             yield from _unknown_keys(node._get_node(key), f"{full}.")
 
@@ -187,13 +182,13 @@ def explain(error: Exception) -> str:
     cause = _omegaconf_cause(error)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
         place = _place(error)
-        return f"{cause.full_key}: there is no such key{place}.{_nearest(str(cause.key), _siblings(cause))}"
+        return f"{cause.full_key}: there is no such key{place}.{nearest(str(cause.key), _siblings(cause))}"
     if cause is not None:
         return f"{cause.full_key or 'config'!s}: {_first_line(cause)}{_place(error)}"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, wanted = str(error.missing_cfg_file).rpartition("/")
         return (
-            f"{group}={wanted}: there is no such {group.split('/')[-1]}.{_nearest(wanted, error.options)} "
+            f"{group}={wanted}: there is no such {group.split('/')[-1]}.{nearest(wanted, error.options)} "
             f"There is {', '.join(error.options)}."
         )
     if isinstance(error, ConfigCompositionException):
@@ -227,14 +222,6 @@ def _siblings(error: OmegaConfBaseException) -> list[str]:
     if not names and isinstance(error.parent_node, DictConfig):
         names = [str(key) for key in error.parent_node]
     return names
-
-
-def _nearest(wrong: str, names: Iterable[str]) -> str:
-    names = list(names)
-    near = difflib.get_close_matches(wrong, names, n=2, cutoff=0.5)
-    if near:
-        return f" Did you mean {' or '.join(near)}?"
-    return f" Legal here: {', '.join(names)}." if names else ""
 
 
 def _options(group: str) -> list[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 # Exit codes of a worker: its run is to go on in new processes (EX_TEMPFAIL); it was told to end.
@@ -58,6 +59,15 @@ def fail(error: Exception) -> None:
     if _failures is None:
         raise error
     _failures.append(error)
+
+
+def nearest(wrong: str, names: Iterable[str]) -> str:
+    """ " Did you mean …?", or where nothing is near, what is legal; to stand behind a sentence."""
+    names = list(names)
+    near = difflib.get_close_matches(wrong, names, n=2, cutoff=0.5)
+    if near:
+        return f" Did you mean {' or '.join(near)}?"
+    return f" Legal here: {', '.join(names)}." if names else ""
 
 
 def tell(error: Exception) -> None:

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from vlmft.errors import AGAIN, INTERRUPTED, how_it_died
 from vlmft.files import write_json
 from vlmft.lifetime import end_with_parent
@@ -113,8 +115,6 @@ def _pass_on(signum: int, frame: Any) -> None:
 
 def children() -> list[int]:
     """The process ids of this process's children."""
-    import psutil
-
     return [child.pid for child in psutil.Process().children()]
 
 

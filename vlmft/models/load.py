@@ -121,6 +121,7 @@ def load_model(model: Model, dtype: str, quantization: dict[str, Any] | None = N
     """
     import torch
     from transformers import AutoModelForImageTextToText
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
     from vlmft.models import quantized, split
 
@@ -128,6 +129,7 @@ def load_model(model: Model, dtype: str, quantization: dict[str, Any] | None = N
     config = load_config(model)
     try:
         loader = auto_class(config)
+        reads_images = loader is AutoModelForImageTextToText
         if hasattr(getattr(config, "vision_config", None), "temporal_patch_size"):
             refuse_slow_conv3d(version("torch"))
         if quantization:
@@ -140,7 +142,8 @@ def load_model(model: Model, dtype: str, quantization: dict[str, Any] | None = N
             dtype=getattr(torch, dtype),
             attn_implementation=model.attention,
             # A Conv3d whose patches do not overlap, computed as the matrix product it is; saved as a Conv3d again.
-            fusion_config={"patch_embeddings": True} if loader is AutoModelForImageTextToText else None,
+            # Not where ZeRO-3 splits the model as it is read: transformers looks for such layers on the meta device.
+            fusion_config={"patch_embeddings": True} if reads_images and not is_deepspeed_zero3_enabled() else None,
             output_loading_info=True,
             **common,
         )

@@ -128,13 +128,15 @@ def choose(
     visual_tokens_per_question: float,
     questions_per_pack: float = 1,
     bytes_per_element: int = 2,
+    at_rest: float | None = None,
 ) -> tuple[int, bool]:
     """One of `micro_batches` (questions per forward pass and rank, ascending), and whether to use checkpointing.
 
     `checkpointing` is None where that is open. Tokens are means over ordinary rows, picture included; a pack of
-    `questions_per_pack` questions (a mean, too) has its picture once. Where nothing fits, the smallest, checkpointed.
+    `questions_per_pack` questions (a mean, too) has its picture once. `at_rest` are the bytes of a process that has but
+    a part of weights and states. Where nothing fits, the smallest, checkpointed.
     """
-    budget = MARGIN * free_bytes - resting(shape, bytes_per_element).total
+    budget = MARGIN * free_bytes - (resting(shape, bytes_per_element).total if at_rest is None else at_rest)
 
     def most(checkpointed: bool) -> int:
         fitting = 0
@@ -163,9 +165,15 @@ def fitted(
     `config` is the model's transformers config, `free_bytes` what the device has before the model is loaded.
     """
     possible = divisors(method.batch_size // decisions.ranks)
+    shape, at_rest = shape_of(config, model, method, decisions.load_dtype), None
+    if decisions.engine != "ddp":
+        on_host = bool((hardware.deepspeed.get("zero_optimization") or {}).get("offload_param"))
+        strategy = "zero2" if decisions.engine in ("zero1", "zero2") else "zero3_offload" if on_host else "zero3"
+        at_rest = sharded(shape, strategy, decisions.ranks)
     micro_batch, checkpointing = choose(
-        shape_of(config, model, method, decisions.load_dtype),
+        shape,
         free_bytes=free_bytes,
+        at_rest=at_rest,
         micro_batches=possible if hardware.micro_batch == "auto" else [decisions.micro_batch],
         checkpointing=method.trainer.get("gradient_checkpointing"),
         bytes_per_element=2 if decisions.bf16 or decisions.load_dtype == "bfloat16" else 4,

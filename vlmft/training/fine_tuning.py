@@ -182,12 +182,12 @@ def final_dtype(method: Method, decisions: Decisions) -> str | None:
 
 def describe(model: Any) -> str:
     """How many weights are trained, and which parts of a mixture of experts LoRA leaves alone, in words."""
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trained = sum(elements(parameter) for parameter in model.parameters() if parameter.requires_grad)
     everything = sum(elements(parameter) for parameter in model.parameters())
     said = f"training {trained:,} of {everything:,} weights ({100 * trained / everything:.2f} %)"
     experts = [(name, p) for name, p in model.named_parameters() if ".experts." in name]
     if isinstance(model, PeftModel) and experts and not any("lora_" in name for name, _ in experts):
-        untouched = sum(parameter.numel() for _, parameter in experts)
+        untouched = sum(elements(parameter) for _, parameter in experts)
         said += (
             f"; the {untouched:,} of the routed experts have no adapter "
             "(method.peft.target_parameters=[mlp.experts.gate_up_proj,mlp.experts.down_proj] gives them one)"

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ def join(config: Config) -> None:
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     timeout = timedelta(seconds=config.method.trainer.get("ddp_timeout", _TIMEOUT))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout)
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout)
     if hardware.strategy is Strategy.deepspeed:
         import deepspeed
 
@@ -94,6 +96,38 @@ def check(trainer: Any, decisions: Decisions) -> None:
         )
 
 
+@contextmanager
+def mean_gradients() -> Iterator[None]:
+    """What TRL gathers of FSDP's shards inside, the head of the language model, has gradients that are means over the
+    processes, as FSDP's own are. Without this each keeps for its shard what its own rows say alone."""
+    from torch.distributed.tensor import DTensor, Partial
+
+    gather = DTensor.full_tensor
+
+    def gathered(self: DTensor, *, grad_placements: Any = None) -> torch.Tensor:
+        summed = gather(self, grad_placements=grad_placements or [Partial()] * self.device_mesh.ndim)
+        return _Mean.apply(summed, self.device_mesh.size())  # type: ignore[no-any-return]
+
+    DTensor.full_tensor = gathered  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        DTensor.full_tensor = gather  # type: ignore[method-assign]
+
+
+class _Mean(torch.autograd.Function):
+    """The same values, with a gradient that is divided."""
+
+    @staticmethod
+    def forward(context: Any, values: torch.Tensor, count: int) -> torch.Tensor:
+        context.count = count
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient / context.count, None
+
+
 def let_go() -> None:
     """From here on models are loaded whole again."""
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -112,9 +146,48 @@ def adam_on_the_host(optimizer: torch.optim.Optimizer) -> Any:
     """DeepSpeedCPUAdam with the groups of parameters and the settings of torch's AdamW."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
+    compiled("cpu_adam")
     keys = ("params", "lr", "betas", "eps", "weight_decay")
     groups = [{key: group[key] for key in keys} for group in optimizer.param_groups]
     return DeepSpeedCPUAdam(groups, adamw_mode=True, fp32_optimizer_states=True)
+
+
+def compiled(name: str) -> None:
+    """Compile one of DeepSpeed's operators, once for all processes and later runs. Raises DataError where that fails.
+
+    A compiler that was killed leaves a lock behind, for which torch would wait without end: it is taken away where no
+    process is at work in the operator's folder.
+    """
+    import fcntl
+
+    import deepspeed.ops.op_builder as builders
+    from torch.utils.cpp_extension import _get_build_directory
+
+    builder = {"cpu_adam": builders.CPUAdamBuilder}[name]()
+    folder = Path(_get_build_directory(builder.name, verbose=False))
+    with open(folder.parent / f".{name}.vlmft", "w") as alone:  # the lock goes with the process, however it dies
+        fcntl.flock(alone, fcntl.LOCK_EX)
+        if (folder / "lock").exists() and not _at_work_in(folder):
+            (folder / "lock").unlink(missing_ok=True)
+        try:
+            builder.load(verbose=False)
+        except Exception as error:  # of the compiler, of ninja, or of DeepSpeed's own look at the machine
+            raise DataError(
+                f"DeepSpeed could not compile {name} in {folder}: {' '.join(str(error).split())[:300]}. It needs a C++ "
+                "compiler (g++) and ninja; hardware.deepspeed.zero_force_ds_cpu_optimizer=false takes torch's AdamW "
+                "in its place, which is slower"
+            ) from error
+
+
+def _at_work_in(folder: Path) -> bool:
+    """Whether a process is in the folder, as those are that compile there."""
+    import psutil
+
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.cwd() == str(folder):
+                return True
+    return False
 
 
 def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
@@ -123,8 +196,8 @@ def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
         return parameter.full_tensor()
     if not hasattr(parameter, "ds_id") and not hasattr(parameter, "_hp_mapping"):
         return parameter
+    import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
-    from deepspeed.zero import GatheredParameters
 
     if parameter.requires_grad:  # what is computed with has fewer bits, in which small steps do not show
         values = safe_get_full_fp32_param(parameter)
@@ -132,5 +205,5 @@ def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
             return values
     if not hasattr(parameter, "ds_id"):
         return parameter
-    with GatheredParameters(parameter):
+    with deepspeed.zero.GatheredParameters(parameter):
         return parameter.detach().clone()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,8 @@ class Planned(Trainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         self._questions += inputs.pop("questions")
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        with together.mean_gradients() if self.is_fsdp_enabled else nullcontext():
+            loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
             self._stop_non_finite(f"the loss is {loss.item()}")
         return loss

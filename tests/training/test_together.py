@@ -1,0 +1,110 @@
+"""Two processes on a CPU, by every engine: the losses of one process, saved, told to end, resumed, and whole at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT
+from vlmft import ranks
+from vlmft.files import write_text
+from vlmft.schema import Config
+from vlmft.training import checkpoints
+
+Composed = Callable[..., Config]
+STEPS, STOP = 6, 4
+COMMON = ("model=tiny_glm41v", "dataset=demo_ct", "dataset.max_rows=40", "dataset.validation=0.2", "eval=none",
+          "hardware.device=cpu", "method.batch_size=4", "hardware.micro_batch=2", "method.trainer.learning_rate=1e-3",
+          f"method.trainer.max_steps={STEPS}", "method.trainer.save_steps=3", "method.trainer.logging_steps=1",
+          "method.trainer.eval_strategy=steps", "method.trainer.eval_steps=3")  # fmt: skip
+# torch's AdamW in the host's memory: DeepSpeed's own is compiled in another test.
+UNCOMPILED = "hardware.deepspeed.zero_force_ds_cpu_optimizer=false"
+ENGINES = {
+    "ddp": ("hardware=ddp",), "fsdp": ("hardware=fsdp",), "zero2": ("hardware=zero2",), "zero3": ("hardware=zero3",),
+    "zero3_offload": ("hardware=zero3_offload", UNCOMPILED),
+}  # fmt: skip
+METHODS = {"full": ("method=full",), "lora": ("method=lora",)}
+TYPES = {"ddp": "MULTI_CPU", "fsdp": "FSDP"}
+
+
+def start(orders: list[dict[str, Any]], folder: Path, count: int = 2) -> subprocess.CompletedProcess[str]:
+    """Carry out the orders of in_turn.py by so many processes."""
+    (folder / "orders.json").write_text(json.dumps(orders))
+    return subprocess.run(
+        [sys.executable, "-m", "vlmft.launch", "--processes", str(count), "--failure", str(folder / "failure.json"), "--",
+         str(ROOT / "tests" / "training" / "in_turn.py"), str(folder / "orders.json")],
+        cwd=ROOT, capture_output=True, text=True, timeout=900,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "",
+                          "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def prepared(folder: Path, config: Config) -> Path:
+    folder.mkdir(parents=True)
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(composed: Composed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with `<engine>-<method>`, each told to end and then resumed, and `one-<method>` by one process."""
+    folder = tmp_path_factory.mktemp("together")
+    several, alone = [], []
+    for method, chosen in METHODS.items():
+        alone.append({"run": str(prepared(folder / f"one-{method}", composed(*COMMON, *chosen)))})
+        for engine, hardware in ENGINES.items():
+            config = composed(*COMMON, *chosen, *hardware, "hardware.processes=2")
+            run = str(prepared(folder / f"{engine}-{method}", config))
+            several += [{"run": run, "stop": STOP}, {"run": run}]
+    for orders, count in ((alone, 1), (several, 2)):
+        done = start(orders, folder, count)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    yield folder
+
+
+def losses(run: Path, key: str = "loss") -> list[float]:
+    lines = map(json.loads, (run / "history.jsonl").read_text().splitlines())
+    return [line[key] for line in lines if key in line]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    (file,) = (run / "final").glob("*model.safetensors")
+    return load_file(file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_processes_come_to_what_one_does(engine: str, method: str, runs: Path) -> None:
+    run, alone = runs / f"{engine}-{method}", runs / f"one-{method}"
+    said = json.loads((run / "engine.json").read_text())
+    assert said["type"] == TYPES.get(engine, "DEEPSPEED"), "what runs is what was asked for"
+    assert len(losses(run)) == STEPS
+    assert losses(run) == pytest.approx(losses(alone), rel=1e-4)
+    assert losses(run, "grad_norm") == pytest.approx(losses(alone, "grad_norm"), rel=1e-3)
+    assert losses(run, "eval_loss") == pytest.approx(losses(alone, "eval_loss"), rel=1e-4)
+    log = (run / "train.log").read_text()
+    assert f"resume    from checkpoint-{STOP}" in log, "told to end, it saved the step it was in"
+    assert {path.name for path in run.glob("checkpoint-*")} >= {"checkpoint-4", "checkpoint-6"}
+    assert all(checkpoints.manifest(path) for path in run.glob("checkpoint-*"))
+    found, expected = weights(run), weights(alone)
+    assert found.keys() == expected.keys(), "final/ is what from_pretrained reads, whatever the engine"
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype
+        torch.testing.assert_close(found[name], value, rtol=0, atol=5e-4)
+
+
+@pytest.mark.slow
+def test_nothing_differs_by_a_bit_under_ddp(runs: Path) -> None:
+    for name, value in weights(runs / "one-full").items():
+        assert torch.equal(weights(runs / "ddp-full")[name], value)

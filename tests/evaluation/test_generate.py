@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,19 @@ def test_batches_of_any_size_give_the_same_text(
     alone = answer(parts, asked, tmp_path / "b", batch_size=1, packing=Packing.none)
     assert [(r["id"], r["raw"]) for r in together] == [(r["id"], r["raw"]) for r in alone]
     assert [r["id"] for r in together] == [question.id for question in asked], "in the order of the questions"
+
+
+def test_eager_attention_shares_nothing(tiny: Model, parts: tuple[Any, Encoder], asked: list[Question]) -> None:
+    """It would take the mask of who sees whom for numbers to add."""
+    model, encoder = load_model(replace(tiny, attention="eager"), "float32"), parts[1]
+    rows = [encoder.prompt_row(question) for question in asked]
+    assert module.shared_prefix.usable(parts[0]) and not module.shared_prefix.usable(model)
+
+    def said(one: Any) -> dict[int, str]:
+        answers = module.answer_all(one, encoder, rows, Generation(max_new_tokens=4))
+        return {n: reply["raw"] for numbers, replies in answers for n, reply in zip(numbers, replies, strict=True)}
+
+    assert said(model) == said(parts[0])
 
 
 def test_a_killed_evaluation_goes_on_and_others_predictions_are_kept(

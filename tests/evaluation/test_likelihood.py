@@ -19,7 +19,7 @@ from vlmft.chat.packing import PROVEN
 from vlmft.chat.prompts import target
 from vlmft.data.question import Question, Turn
 from vlmft.errors import DataError
-from vlmft.evaluation import likelihood as module
+from vlmft.evaluation import shared_prefix
 from vlmft.evaluation.likelihood import choose
 from vlmft.models.load import load_model, load_processor
 from vlmft.schema import AnswerStyle, Config, Generation, Packing
@@ -157,7 +157,7 @@ def test_a_picture_goes_through_the_model_once(
     assert shown == 1 and places < width / 2
     ((shown, rows, width, places),) = given(model, lambda: chosen(model, encoder, about, options, packing=Packing.none))
     assert (shown, rows) == (5, 5) and places < width / 2
-    monkeypatch.setattr(module, "PROVEN", ())
+    monkeypatch.setattr(shared_prefix, "PROVEN", ())
     with caplog.at_level(logging.INFO):
         ((shown, rows, _, _),) = given(model, lambda: chosen(model, encoder, about, options))
     assert (shown, rows) == (5, 5)

@@ -103,7 +103,8 @@ def answer_all(
     """
     shares = settings.packing is Packing.image and not settings.do_sample
     if shares and not shared_prefix.usable(model):
-        logger.info("packing   none in evaluation: not proven to give the same text for %s", model.config.model_type)
+        family = shared_prefix.named_with_attention(model)
+        logger.info("packing   none in evaluation: not proven to give the same text for %s", family)
         shares = False
     if not shares:
         for batch in batches(rows, [([number], 0) for number in range(len(rows))], settings.batch_size):

@@ -14,10 +14,11 @@ from dataclasses import replace
 from typing import Any
 
 from vlmft.chat.encode import IGNORED, Encoder, Row
-from vlmft.chat.packing import PROVEN, Pack, groups
+from vlmft.chat.packing import Pack, groups
 from vlmft.data.question import Turn
 from vlmft.errors import DataError
 from vlmft.evaluation.batches import batches
+from vlmft.evaluation.shared_prefix import may_share, named_with_attention
 from vlmft.models.log_probabilities import log_probabilities
 from vlmft.schema import Generation, Packing
 
@@ -48,8 +49,8 @@ def choose(
     scored = [(number, text) for number, texts in enumerate(named) for text in texts]
     rows = [_row(encoder, prompts[number], text) for number, text in scored]
     shares = settings.packing is Packing.image
-    if shares and model.config.model_type not in PROVEN:
-        logger.info("packing   none for likelihoods: not proven equal for %s", model.config.model_type)
+    if shares and not may_share(model):
+        logger.info("packing   none for likelihoods: not proven equal for %s", named_with_attention(model))
         shares = False
     together = groups(rows, encoder.image_token_id) if shares else [([number], 0) for number in range(len(rows))]
     found: list[dict[str, float]] = [{} for _ in prompts]

@@ -27,9 +27,18 @@ _NEUTRAL = {
 def usable(model: Any) -> bool:
     """Whether the model's family is proven, and its own generation settings leave greedy decoding as it is."""
     settings = model.generation_config
-    return model.config.model_type in PROVEN and all(
-        getattr(settings, name, None) in neutral for name, neutral in _NEUTRAL.items()
-    )
+    return may_share(model) and all(getattr(settings, name, None) in neutral for name, neutral in _NEUTRAL.items())
+
+
+def may_share(model: Any) -> bool:
+    """Whether branches of one sequence give what ordinary rows give: a proven family, with an attention that takes the
+    mask of which keys each query sees. Eager attention would add such a mask up as numbers."""
+    return model.config.model_type in PROVEN and model.config._attn_implementation == "sdpa"
+
+
+def named_with_attention(model: Any) -> str:
+    """What `may_share` decides on, in words."""
+    return f"{model.config.model_type} with attention={model.config._attn_implementation}"
 
 
 @torch.inference_mode()

@@ -17,7 +17,6 @@ from vlmft.data.question import CLOSED, MULTIPLE_CHOICE, VQA, Question
 from vlmft.errors import DataError
 from vlmft.evaluation import floors, results
 from vlmft.evaluation.ablations import PASSES, SHUFFLED, without_their_pictures
-from vlmft.evaluation.parts import of_the_first
 from vlmft.evaluation.predictions import predictions_file
 from vlmft.files import file_digests
 from vlmft.identity import generation_hash
@@ -90,7 +89,9 @@ def evaluate(
     from vlmft.evaluation.generate import predict
 
     hashes = wanted(run.name, sets, config)
-    generate, rescore = of_the_first(results.pending(run, hashes, config.protocols))
+    ranks.meet()  # which makes them a group, where they are none yet
+    # To another machine the files of a shared folder may look otherwise for a while.
+    generate, rescore = ranks.same(results.pending(run, hashes, config.protocols))
     for name in rescore if ranks.first() else []:
         results.score_set(run, name, config.protocols, hashes[name])
     trained_on = run / TRAINED_ON

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from vlmft import ranks
 from vlmft.errors import DataError
@@ -23,20 +23,6 @@ from vlmft.evaluation.predictions import (
 )
 
 _PATIENCE = 120.0  # seconds for what another machine wrote to be seen in a shared folder
-
-Value = TypeVar("Value")
-
-
-def of_the_first(value: Value) -> Value:
-    """What the first process gives here, in every process: read once, it cannot look different to another machine."""
-    if ranks.count() == 1:
-        return value
-    import torch.distributed as dist
-
-    ranks.meet()  # which makes the group, where there is none
-    told = [value]
-    dist.broadcast_object_list(told, src=0)
-    return told[0]
 
 
 class Parts:
@@ -59,7 +45,8 @@ class Parts:
             for part in others:
                 part.unlink()
             answered = list(kept)
-        return set(of_the_first(answered))
+        ranks.meet()  # which makes them a group, where they are none yet
+        return set(ranks.same(answered))
 
     def lines(self) -> int:
         """How many answers all parts hold, as far as they can be seen from here."""

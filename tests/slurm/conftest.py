@@ -52,7 +52,6 @@ def cluster(cache: Path) -> None:
         pytest.skip("no Slurm answers here (as root, on Debian: tests/slurm/start.sh)")
     if not {"main", "low", "high"} <= set(said.split()):
         pytest.skip("this Slurm has no partitions main, low and high; tests/slurm/start.sh starts one that has")
-    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
     write_tiny("glm41v", cache / "models" / "tiny_glm41v")
 
 
@@ -112,10 +111,10 @@ class Command:
         return "\n".join(file.read_text() for file in sorted(self.folder.glob("multirun_reports/*/slurm/*/*_log.*")))
 
 
-def start(folder: Path, *arguments: str, pause: float | None = None, **environment: str) -> Command:
+def start(folder: Path, *arguments: str, pause: float | None = None) -> Command:
     """train.py with its outputs in a new folder; with `pause`, a step of the first attempt takes so many seconds."""
     folder.mkdir(parents=True)
-    given = os.environ | environment
+    given = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     if pause is not None:
         (folder / "slow").mkdir()
         (folder / "slow" / "sitecustomize.py").write_text(SLOW)

@@ -44,7 +44,7 @@ def by_submitit_local(folder: Path) -> Command:
 
 
 def refused(folder: Path) -> Command:
-    return start(folder, *SLURM, *SHORT, "dataset=demo_ct", "hardware.gpus=3", "hardware.processes=3").end()
+    return start(folder, *SLURM, *SHORT, "dataset=demo_ct", "hardware.gres=gpu:9").end()
 
 
 def edited(folder: Path) -> Command:
@@ -109,7 +109,7 @@ def test_the_stock_local_launcher(ended: dict[str, Command]) -> None:
 def test_what_the_cluster_has_not_is_refused(ended: dict[str, Command]) -> None:
     command = ended["refused"]
     assert command.code == 1
-    assert "refused   training, 3 GPUs, 1 GB, 30 min\n          " in command.out
+    assert "refused   training, gpu:9, 1 GB, 30 min\n          " in command.out
     assert "sbatch refused it: " in command.out and not list(command.folder.glob("outputs/*/status.json"))
 
 

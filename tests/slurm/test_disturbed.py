@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,21 +30,22 @@ def told_to_save(folder: Path) -> Command:
     in_training(command)
     asked("scancel", "--signal=USR2", command.job)
     until(lambda: "PENDING" in asked("squeue", "-h", "-j", command.job, "-o", "%T"), command)
+    asked("scontrol", "hold", command.job)  # until it was looked at
     command.notes["status"] = vlmft(folder, "status", str(command.sweep))
+    asked("scontrol", "release", command.job)
     return command.end()
 
 
 def out_of_time(folder: Path) -> Command:
-    words = ("hardware.time=2", "hardware.signal_delay=10", "hardware.max_timeouts=5")
-    return start(folder, *SLURM, *RUN, *words, pause=8).end()
+    words = ("hardware.time=3", "hardware.signal_delay=10")
+    return start(folder, *SLURM, *RUN, *words, pause=12).end()
 
 
 def preempted(folder: Path) -> Command:
     """Submitted and left alone; then a job of higher priority wants the GPUs."""
-    begun = time.monotonic()
     words = ("hardware.partition=low", "hardware.gres=gpu:2", "hardware.wait=false")
     command = start(folder, *SLURM, *RUN, *words, pause=1).end()
-    command.notes["seconds"] = str(time.monotonic() - begun)
+    command.notes["queue"] = asked("squeue", "-h", "-j", command.job, "-o", "%T")
     in_training(command)
     asked("srun", "--quiet", "--partition=high", "--gres=gpu:2", "--time=1", "sleep", "1")
     until(lambda: not asked("squeue", "-h", "-j", command.job).strip())
@@ -130,7 +130,7 @@ def test_out_of_time(ended: dict[str, Command]) -> None:
 
 def test_children_do_not_queue_the_job_again(ended: dict[str, Command]) -> None:
     log = ended["told_to_save"].log()
-    assert log.count("Caught signal SIGUSR2") == 1 and "Traceback" not in log
+    assert log.count("Calling checkpoint method") == 1 and "Traceback" not in log
 
 
 def test_what_is_told_while_waiting(ended: dict[str, Command]) -> None:
@@ -145,7 +145,7 @@ def test_submitted_and_left_alone(ended: dict[str, Command]) -> None:
     place = command.sweep.relative_to(command.folder)
     assert first == f"submitted job {command.job}: training, gpu:2, 1 GB, 30 min, partition low"
     assert second.split() == f"next vlmft status --watch {place} then vlmft report {place}".split()
-    assert float(command.notes["seconds"]) < 60
+    assert command.notes["queue"].strip() in ("PENDING", "RUNNING"), "the command is over before the job"
 
 
 def test_cancelled(ended: dict[str, Command]) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from vlmft.errors import DataError
-from vlmft.hardware import child_environment, free_gpu, micro_batch
-from vlmft.schema import Device, Hardware
+from vlmft.hardware import child_environment, free_gpu, micro_batch, processes
+from vlmft.schema import Device, Hardware, SplitModel
 
 
 def test_the_micro_batch_divides_the_step() -> None:
@@ -39,7 +39,14 @@ def test_the_first_free_gpu_is_chosen(two_gpus: Path, monkeypatch: pytest.Monkey
     assert env["CUDA_VISIBLE_DEVICES"] == "GPU-b" and "DS_ACCELERATOR" not in env
     assert child_environment(Hardware(device=Device.cpu))["CUDA_VISIBLE_DEVICES"] == ""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
-    assert child_environment(Hardware(device=Device.auto))["CUDA_VISIBLE_DEVICES"] == "3", "a scheduler's choice stands, the first of it"
+    named = child_environment(Hardware())["CUDA_VISIBLE_DEVICES"]
+    assert named == "3", "a scheduler's choice stands, the first of it"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4,5")
+    assert child_environment(Hardware(processes=2))["CUDA_VISIBLE_DEVICES"] == "3,4"
+    assert child_environment(Hardware(split_model=SplitModel.auto), split=True)["CUDA_VISIBLE_DEVICES"] == "3,4,5"
+    assert processes(Hardware(processes="auto")) == 3 and processes(Hardware(processes="auto", device=Device.cpu)) == 1
+    with pytest.raises(DataError, match="hardware.processes=4: 3 GPUs are in sight"):
+        child_environment(Hardware(processes=4))
 
 
 def test_no_free_gpu(two_gpus: Path) -> None:

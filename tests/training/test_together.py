@@ -1,4 +1,4 @@
-"""Two processes on a CPU, by every engine: the losses of one process, saved, told to end, resumed, and whole at the end."""
+"""Two processes on a CPU, by every engine: the losses of one process; told to end, resumed, and whole in the end."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from benchmarks import crash
 from tests.conftest import ROOT
-from vlmft import ranks
+from vlmft.data.load import load
 from vlmft.files import write_text
 from vlmft.schema import Config
 from vlmft.training import checkpoints
@@ -28,24 +29,40 @@ COMMON = ("model=tiny_glm41v", "dataset=demo_ct", "dataset.max_rows=40", "datase
           f"method.trainer.max_steps={STEPS}", "method.trainer.save_steps=3", "method.trainer.logging_steps=1",
           "method.trainer.eval_strategy=steps", "method.trainer.eval_steps=3")  # fmt: skip
 # torch's AdamW in the host's memory: DeepSpeed's own is compiled in another test.
+UNWATCHED = ("dataset.validation=null", "method.trainer.eval_strategy=no", "dataset.absolute_paths=true")
 UNCOMPILED = "hardware.deepspeed.zero_force_ds_cpu_optimizer=false"
 ENGINES = {
     "ddp": ("hardware=ddp",), "fsdp": ("hardware=fsdp",), "zero2": ("hardware=zero2",), "zero3": ("hardware=zero3",),
     "zero3_offload": ("hardware=zero3_offload", UNCOMPILED),
 }  # fmt: skip
 METHODS = {"full": ("method=full",), "lora": ("method=lora",)}
+IN_TURN = ROOT / "tests" / "training" / "in_turn.py"
+# What needs more than the plain run: rows without a picture on one process, experts, pairs, rows read while training.
+OTHERS = {
+    "mixed": ("dataset=conversations", "method=full", "hardware.micro_batch=1"),
+    "mixed_llama": ("dataset=conversations", "model=tiny_llama32_vision", "method=lora", "hardware.micro_batch=1"),
+    "experts": ("model=tiny_glm45v", "method=full"),
+    "pairs": ("dataset=pairs", "dataset.absolute_paths=true", "method=dpo"),
+    "streamed": ("dataset=conversations", "dataset.streaming=true", "method=full", "hardware.micro_batch=1"),
+}
+OF_OTHERS = [
+    ("mixed", "ddp"), ("mixed", "fsdp"), ("mixed", "zero2"), ("mixed", "zero3"), ("mixed_llama", "ddp"),
+    ("mixed_llama", "fsdp"), ("mixed_llama", "zero3"), ("experts", "fsdp"), ("experts", "zero3"), ("pairs", "ddp"),
+    ("pairs", "fsdp"), ("pairs", "zero3"), ("streamed", "ddp"),
+]  # fmt: skip
 TYPES = {"ddp": "MULTI_CPU", "fsdp": "FSDP"}
 
 
 def start(orders: list[dict[str, Any]], folder: Path, count: int = 2) -> subprocess.CompletedProcess[str]:
     """Carry out the orders of in_turn.py by so many processes."""
-    (folder / "orders.json").write_text(json.dumps(orders))
+    file = folder / f"orders-{count}.json"
+    file.write_text(json.dumps(orders))
+    words = ["--processes", str(count), "--failure", str(folder / "failure.json"), "--", str(IN_TURN), str(file)]
+    environment = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "",
+                   "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONPATH": str(ROOT)}  # fmt: skip
     return subprocess.run(
-        [sys.executable, "-m", "vlmft.launch", "--processes", str(count), "--failure", str(folder / "failure.json"), "--",
-         str(ROOT / "tests" / "training" / "in_turn.py"), str(folder / "orders.json")],
-        cwd=ROOT, capture_output=True, text=True, timeout=900,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "",
-                          "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-m", "vlmft.launch", *words], cwd=ROOT, env=os.environ | environment,
+        capture_output=True, text=True, timeout=900,
     )  # fmt: skip
 
 
@@ -66,10 +83,32 @@ def runs(composed: Composed, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             config = composed(*COMMON, *chosen, *hardware, "hardware.processes=2")
             run = str(prepared(folder / f"{engine}-{method}", config))
             several += [{"run": run, "stop": STOP}, {"run": run}]
+    rows_without_pictures(folder / "conversations", composed)
+    crash.pairs(folder / "pairs")
+    paths = (f"paths.conversations={folder}/conversations", f"paths.pairs={folder}/pairs", *UNWATCHED)
+    for what, chosen in OTHERS.items():
+        alone.append({"run": str(prepared(folder / f"one-{what}", composed(*COMMON, *paths, *chosen)))})
+    for what, engine in OF_OTHERS:
+        config = composed(*COMMON, *paths, *OTHERS[what], *ENGINES[engine], "hardware.processes=2")
+        several.append({"run": str(prepared(folder / f"{engine}-{what}", config))})
     for orders, count in ((alone, 1), (several, 2)):
         done = start(orders, folder, count)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     yield folder
+
+
+def rows_without_pictures(folder: Path, composed: Composed) -> None:
+    """A set of conversations in which every fourth row has a picture, and a step of four rows so often none."""
+    questions = load(composed("dataset=demo_ct", "dataset.max_rows=40").dataset, "train").questions[:24]
+    rows = [
+        {"id": number, "conversations": [{"from": "human", "value": ("<image>\n" if shown else "") + question.text},
+                                         {"from": "gpt", "value": question.answer}]}
+        | ({"image": question.images[0]} if shown else {})
+        for number, question in enumerate(questions)
+        for shown in [number % 4 == 0]
+    ]  # fmt: skip
+    folder.mkdir()
+    (folder / "train.json").write_text(json.dumps(rows))
 
 
 def losses(run: Path, key: str = "loss") -> list[float]:
@@ -102,6 +141,15 @@ def test_two_processes_come_to_what_one_does(engine: str, method: str, runs: Pat
     for name, value in expected.items():
         assert found[name].dtype == value.dtype
         torch.testing.assert_close(found[name], value, rtol=0, atol=5e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "engine"), OF_OTHERS)
+def test_what_else_is_trained_comes_to_the_same(what: str, engine: str, runs: Path) -> None:
+    run, alone = runs / f"{engine}-{what}", runs / f"one-{what}"
+    assert losses(run) == pytest.approx(losses(alone), rel=1e-4)
+    assert losses(run, "grad_norm") == pytest.approx(losses(alone, "grad_norm"), rel=1e-3)
+    assert (run / "final").is_dir()
 
 
 @pytest.mark.slow

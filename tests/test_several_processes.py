@@ -1,0 +1,143 @@
+"""One run on several processes, as it is typed: trained and evaluated, started by other launchers, failing, resumed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.test_kill import weights
+from tests.test_run import only_run, read
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+RUN = ("model=tiny_glm41v", "dataset=demo_ct", "dataset.max_rows=24", "method=full", "method.trainer.max_steps=4",
+       "method.trainer.save_steps=2", "method.trainer.learning_rate=1e-3", "method.batch_size=4",
+       "hardware.micro_batch=2", "hardware.device=cpu", "check=false", "eval=own", "eval.max_rows=10",
+       "eval.generation.max_new_tokens=4")  # fmt: skip
+TWO = ("hardware=ddp", "hardware.processes=2")
+QUIET = os.environ | {"OMP_NUM_THREADS": "1"}
+
+# Found by Python at start through PYTHONPATH: rank 1 fails as training begins.
+FAILS = """
+import os, signal
+if os.environ.get("RANK") == "1":
+    install = signal.signal
+    def deadly(number, handler):
+        if "on_train_begin" in getattr(handler, "__qualname__", ""):
+            raise RuntimeError("row 17 has no image")
+        return install(number, handler)
+    signal.signal = deadly
+"""
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run by one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    subprocess.run([sys.executable, str(ROOT / "train.py"), *RUN], cwd=folder, check=True, env=QUIET, timeout=300)
+    return only_run(folder)
+
+
+def answers(run: Path) -> str:
+    return (run / "predictions_demo_ct.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_run_of_one(alone: Path, command: Command, tmp_path: Path) -> None:
+    done = command(*RUN, *TWO, env=QUIET)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = only_run(tmp_path)
+    assert run.name == alone.name, "hardware is no part of what a run is"
+    assert weights(run) == weights(alone)
+    assert answers(run) == answers(alone)
+    decided = read(run / "provenance.json")["decided"]
+    assert (decided["ranks"], decided["engine"]) == (2, "ddp")
+    assert read(run / "status.json")["state"] == read(run / "result.json")["state"] == "done"
+    assert done.stdout.count("device    cpu") == 1, "one process tells"
+    again = command(*RUN, env=QUIET)
+    assert "nothing to do" in again.stdout, "on any number of processes it is done"
+
+
+@pytest.mark.slow
+def test_started_by_torchrun(alone: Path, tmp_path: Path) -> None:
+    words = ["--nproc-per-node", "2", "--master-port", str(port()), str(ROOT / "train.py")]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words, *RUN], cwd=tmp_path, env=QUIET,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = only_run(tmp_path)
+    assert read(run / "provenance.json")["decided"]["ranks"] == 2, "two in all, not two times two"
+    assert weights(run) == weights(alone)
+    wrong = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words, *RUN, "hardware=ddp", "hardware.processes=4"],
+        cwd=tmp_path, env=QUIET, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert wrong.returncode != 0 and "hardware.processes=4, and torchrun has started 2" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_two_machines(alone: Path, tmp_path: Path) -> None:
+    """Two agents of torchrun on this one, as there would be one on each."""
+    where = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port())]
+    machines = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *where, "--node-rank", str(number), str(ROOT / "train.py"),
+             *RUN], cwd=tmp_path, env=QUIET, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for number in (0, 1)
+    ]  # fmt: skip
+    said = [machine.communicate(timeout=300)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    run = only_run(tmp_path)
+    assert weights(run) == weights(alone) and answers(run) == answers(alone)
+    assert said[0].count("device    cpu") == 1 and "device" not in said[1], "the first machine tells"
+
+
+@pytest.mark.slow
+def test_the_rank_that_failed_is_named_and_a_resume_needs_as_many(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FAILS)
+    done = command(*RUN, *TWO, env=QUIET | {"PYTHONPATH": str(tmp_path)})
+    run = only_run(tmp_path)
+    told = "rank 1 of 2: RuntimeError: row 17 has no image"
+    assert done.returncode == 1 and told in done.stderr
+    status = read(run / "status.json")
+    assert (status["state"], status["error"]) == ("failed", told)
+    assert read(run / "result.json")["state"] == "failed"
+    log = (run / "train.log").read_text()
+    assert "rank 1 ERROR traceback" in log and "in deadly" in log
+
+    again = command(*RUN, *TWO, env=QUIET)
+    assert again.returncode == 0, again.stderr
+    (run / "final").rename(run / "gone")
+    (run / "checkpoint-4").rename(run / "older")
+    other = command(*RUN, env=QUIET)
+    assert other.returncode == 1
+    assert "was started on 2 processes (ddp), and this start has 1 process (ddp)" in other.stderr
+
+
+def test_what_cannot_be_asked_of_processes(command: Command) -> None:
+    for words, told in [
+        (("hardware.processes=3",), "does not divide over 3 ranks; nearest: [3, 6]"),
+        (("hardware.processes=some",), "hardware.processes=some should be a number from 1 up, or auto"),
+        (("hardware=fsdp", "hardware.processes=1"), "hardware.processes should be 2 or more"),
+        (("hardware=zero3", "hardware.deepspeed.zero_optimisation=1"), "Did you mean zero_optimization"),
+        (("hardware=zero3", "hardware.deepspeed.optimizer.type=Adam"), "method.trainer.optim"),
+        (("hardware=fsdp", "hardware.processes=2", "hardware.fsdp.reshard=true"), "Did you mean reshard_after_forward"),
+        (("hardware.nodes=2",), "nothing says which of the machines this one is"),
+        (("hardware=ddp", "hardware.processes=2", "task=dry_run"), "tries a run out by one process"),
+    ]:
+        done = command(*RUN, *words)
+        assert done.returncode == 1 and told in done.stderr, (words, done.stderr)
+
+
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return int(free.getsockname()[1])

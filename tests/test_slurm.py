@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ def composed(*overrides: str, hydra: bool = False) -> Any:
         return compose("config", ["model=tiny_glm41v", "hardware=slurm", *overrides], return_hydra_config=hydra)
 
 
+@cache
 def shape(*overrides: str) -> slurm.Shape:
     return slurm.shape(composed(*overrides))
 

@@ -176,6 +176,7 @@ def test_each_job_ends_in_its_own_way(
     leaves(jobs[1], failure("outputs/a: no such row\n  log: …"))
     leaves(jobs[2], "Traceback\nImportError: no vlmft\n", kind="error")
     jobs[3].tasks[0].stderr.write_text("srun: error: n1: task 0: Exited with exit code 3\n")
+    leaves(jobs[4], JobReturn(overrides=[], status=JobStatus.COMPLETED), task=1)  # the first machine was to lead
     leaves(jobs[5], failure("rank 1: lost"), task=1)
     jobs[6].tasks[0].result_pickle.write_bytes(b"half")
     over = "FAILED|1:0", "FAILED|1:0", "FAILED|3:0", "TIMEOUT|0:0", "FAILED|1:0", "FAILED|1:0"

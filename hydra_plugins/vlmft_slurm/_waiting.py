@@ -86,7 +86,8 @@ class _Watch:
         for name, job in list(self.waiting.items()):
             state = answer[name]
             self.over[name] = self.over.get(name, 0) + 1 if state.over else 0
-            failed = next((found for task in range(len(job.tasks)) if (found := result(job, task))), None)
+            left = [found for task in range(len(job.tasks)) if (found := result(job, task))]
+            failed = next((found for found in left if found[0].status is JobStatus.FAILED), None)
             if state.over and failed:
                 self._ended(name, *failed)
             elif self.over[name] >= _ANSWERS:

@@ -45,7 +45,7 @@ KINDS = {
     "lora": (*DEMO, "method=lora", "method.peft.lora_dropout=0.1"),
     "dpo": ("dataset=pairs", "dataset.absolute_paths=true", "method=dpo"),
 }
-SIGNALS = ("SIGKILL", "SIGTERM", "SIGUSR2", "SIGKILL", "SIGKILL")  # to the group, to the command, to its worker
+SIGNALS = ("SIGKILL", "SIGTERM", "SIGUSR2", "SIGKILL", "SIGKILL")  # to all, to the command, to all
 PATIENCE = 300  # seconds for one start
 
 # Found by Python at start through PYTHONPATH, in the command and in its worker.

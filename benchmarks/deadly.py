@@ -107,8 +107,8 @@ def strike(order: dict[str, Any], moment: str, call: int = 0) -> None:
     """Say where it falls, and send the signal."""
     Path(order["fell"]).write_text(json.dumps([moment, call]), encoding="utf-8")
     number = signal.Signals[order["kill"]["signal"]]
-    if number is signal.SIGKILL:
-        os.killpg(0, number)
+    if number is signal.SIGTERM:
+        os.kill(os.getppid(), number)
     else:
-        os.kill(os.getppid() if number is signal.SIGTERM else os.getpid(), number)
-    time.sleep(60)  # a SIGTERM comes back from the command, and has to find this moment
+        os.killpg(0, number)  # as Slurm sends SIGUSR2
+    time.sleep(2)  # it comes back from the command, and has to find this moment; told, the training goes on and saves

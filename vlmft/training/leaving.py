@@ -32,7 +32,7 @@ class SaveAndLeave(TrainerCallback):
             self.leaving = control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.leaving:
+        if self.leaving or ranks.any_of_them(self.told):
             raise KeyboardInterrupt(f"{signal.SIGTERM.name}, saved at step {state.global_step}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -67,7 +67,7 @@ def together(*workers: tuple[str, ...]) -> list[tuple[int, str]]:
         port = free.getsockname()[1]
     processes = [start(worker, rank, len(workers), port) for rank, worker in enumerate(workers)]
     try:
-        said = [process.communicate(timeout=240)[0] for process in processes]
+        said = [process.communicate(timeout=600)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

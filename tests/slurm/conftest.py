@@ -57,7 +57,7 @@ def cluster(cache: Path) -> None:
 
 def asked(*command: str) -> str:
     """What a command of Slurm prints."""
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
 
 
 @dataclass

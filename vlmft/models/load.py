@@ -159,6 +159,9 @@ def load_model(model: Model, dtype: str, quantization: dict[str, Any] | None = N
             f"{model.path} lacks {len(missing)} weights of {type(loaded).__name__}, such as {', '.join(missing[:3])}: "
             "it is not a whole checkpoint of this architecture"
         )
+    if is_deepspeed_zero3_enabled():
+        # transformers keeps those of the checkpoint's names that it had to change, to save them as they were; here all.
+        loaded._weight_conversions = [change for change in loaded._weight_conversions or [] if change.was_used()]
     if quantization:
         quantized.same_in_training_and_evaluation(loaded)
     if config.model_type == "mllama":

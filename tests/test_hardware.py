@@ -45,7 +45,7 @@ def test_the_first_free_gpu_is_chosen(two_gpus: Path, monkeypatch: pytest.Monkey
     assert child_environment(Hardware(processes=2))["CUDA_VISIBLE_DEVICES"] == "3,4"
     assert child_environment(Hardware(split_model=SplitModel.auto), split=True)["CUDA_VISIBLE_DEVICES"] == "3,4,5"
     assert processes(Hardware(processes="auto")) == 3 and processes(Hardware(processes="auto", device=Device.cpu)) == 1
-    with pytest.raises(DataError, match="hardware.processes=4: 3 GPUs are in sight"):
+    with pytest.raises(DataError, match=r"hardware\.processes=4: 3 GPUs are in sight"):
         child_environment(Hardware(processes=4))
 
 

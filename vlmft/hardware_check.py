@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from vlmft import slurm
 from vlmft.errors import DataError, nearest
 from vlmft.hardware import micro_batch
-from vlmft.schema import Config, Hardware, Strategy, Task
+from vlmft.schema import Config, Hardware, SplitModel, Strategy, Task
 
 # DeepSpeed passes over names at the top level that it does not know.
 _DEEPSPEED = (
@@ -39,6 +40,9 @@ def problems(config: Config) -> Iterable[str]:
     yield from _processes(config)
     yield from _deepspeed(hardware)
     yield from _fsdp(hardware)
+    yield from slurm.problems(hardware)
+    if hardware.split_model is SplitModel.auto and config.task is Task.eval and _many(hardware):
+        yield "hardware.split_model=auto is one process over all GPUs in sight; leave out hardware.processes and nodes"
     if config.task is Task.dry_run and (_many(hardware) or hardware.strategy is not Strategy.ddp):
         yield (
             "task=dry_run tries a run out by one process: say hardware=auto; for several, task=plan says what each of "

@@ -8,16 +8,14 @@ that failed, not of those that lost their connection to it. The kernel ends the 
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from vlmft.errors import AGAIN, INTERRUPTED, how_it_died
 from vlmft.files import write_json
@@ -39,6 +37,7 @@ def words(count: int, meeting: Meeting | None, worker: Sequence[str], failure: P
     options = ["--processes", str(count), "--failure", str(failure)]
     if meeting:
         options += ["--nodes", str(meeting.nodes), "--endpoint", meeting.endpoint, "--run-id", meeting.name]
+        options += ["--host"] if meeting.leads else []
     return ["-m", "vlmft.launch", *options, "--", *worker]
 
 
@@ -49,18 +48,21 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--failure", type=Path, required=True)
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--endpoint", default="localhost:0", help="where the machines meet, HOST:PORT")
+    parser.add_argument("--host", action="store_true", help="whether this machine keeps what the others meet by")
     parser.add_argument("--run-id", default=uuid.uuid4().hex)
     parser.add_argument("worker", nargs="+", help="what Python is to run")
     options = parser.parse_args(arguments)
     end_with_parent(signal.SIGHUP)
+    pass_on = _passing_on()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, _pass_on)
+        signal.signal(number, pass_on)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm tells every process of a job; the parent decides
 
     import logging
 
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch").setLevel(logging.CRITICAL)  # of signals and exit codes the parent tells itself
@@ -69,12 +71,16 @@ def main(arguments: Sequence[str]) -> int:
             min_nodes=options.nodes, max_nodes=options.nodes, nproc_per_node=options.processes,
             run_id=options.run_id, rdzv_backend="c10d", rdzv_endpoint=options.endpoint, max_restarts=0,
             monitor_interval=0.1, logs_specs=DefaultLogsSpecs(log_dir=scratch), signals_to_handle="SIGQUIT",
-            shutdown_timeout=_PATIENCE,
+            shutdown_timeout=_PATIENCE, rdzv_configs={"is_host": options.host} if options.nodes > 1 else {},
         )  # fmt: skip
         try:
             elastic_launch(config, sys.executable)("-u", *options.worker)
         except ChildFailedError as failed:
             return _told(options.failure, failed.failures)
+        except RendezvousError:
+            if not _stopping:  # else another machine's agent has ended first
+                raise
+            return INTERRUPTED
     return 0
 
 
@@ -105,17 +111,22 @@ def _said(failure: Any) -> str:
     return how_it_died(failure.exitcode) if told in ("", "<NONE>") else told
 
 
-def _pass_on(signum: int, frame: Any) -> None:
-    for child in children():
-        try:
-            os.kill(child, signum)
-        except ProcessLookupError:
-            continue
+_stopping: list[int] = []  # the signals that have come
 
 
-def children() -> list[int]:
-    """The process ids of this process's children."""
-    return [child.pid for child in psutil.Process().children()]
+def _passing_on() -> Callable[[int, Any], None]:
+    """A handler that sends a signal on to this process's children."""
+    import psutil
+
+    this = psutil.Process()
+
+    def pass_on(signum: int, frame: Any) -> None:
+        _stopping.append(signum)
+        for child in this.children():
+            with suppress(psutil.NoSuchProcess):
+                child.send_signal(signum)
+
+    return pass_on
 
 
 if __name__ == "__main__":

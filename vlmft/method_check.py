@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from vlmft.schema import Algorithm, Config, Method, Task
+from vlmft.schema import Algorithm, Config, Method, Packing, Task
 
 _TRAINS = (Task.train, Task.dry_run)
 
@@ -16,6 +16,11 @@ def problems(config: Config) -> Iterable[str]:
     if config.method.algorithm is Algorithm.dpo and config.dataset.streaming:
         yield "dataset.streaming: pairs are read whole, as what the reference says of each is kept; leave it out"
     if config.task in _TRAINS:
+        if config.method.packing is Packing.image and config.model.attention not in ("sdpa", "eager"):
+            yield (
+                f"model.attention={config.model.attention} would not keep the questions of a packed row apart: take "
+                "sdpa, or set method.packing=none"
+            )
         yield from _quantized(config.method)
         yield from _validation(config)
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
+from torch.utils.cpp_extension import _get_build_directory
 
 from benchmarks import crash
 from tests.conftest import ROOT
@@ -156,3 +157,19 @@ def test_what_else_is_trained_comes_to_the_same(what: str, engine: str, runs: Pa
 def test_nothing_differs_by_a_bit_under_ddp(runs: Path) -> None:
     for name, value in weights(runs / "one-full").items():
         assert torch.equal(weights(runs / "ddp-full")[name], value)
+
+
+@pytest.mark.slow
+def test_the_hosts_optimiser_is_compiled_past_the_lock_of_a_killed_compiler(
+    composed: Composed, tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one GPU has it: a single process, with weights and optimiser states in the host's memory."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    folder = Path(_get_build_directory("cpu_adam", verbose=False))
+    (folder / "lock").touch()
+    config = composed(*COMMON, *METHODS["full"], "hardware=zero3_offload", "hardware.processes=1")
+    run = prepared(tmp_path / "run", config)
+    done = start([{"run": str(run)}], tmp_path, 1)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert list(folder.glob("*.so")), "it was compiled here"
+    assert losses(run) == pytest.approx(losses(runs / "one-full"), rel=1e-4)

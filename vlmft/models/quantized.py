@@ -80,7 +80,7 @@ def same_in_training_and_evaluation(model: Any) -> None:
 
 
 def elements(weight: Any) -> int:
-    """How many numbers a parameter stands for; two of 4 bits lie in one element; of ZeRO's it may have a share alone."""
+    """How many numbers a parameter stands for: two of 4 bits lie in one element, and of ZeRO's it may have a share."""
     if hasattr(weight, "ds_numel"):
         return int(weight.ds_numel)
     state = getattr(weight, "quant_state", None)

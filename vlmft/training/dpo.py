@@ -8,7 +8,8 @@ a quarter of the pictures to look at, and no second model in memory. Losses and 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from vlmft.chat.encode import IGNORED
 from vlmft.chat.packing import Pack, in_order, lines_of, places
 from vlmft.training.trainer import Collator, Planned
 
+_TOKENS = "num_tokens"  # of TRL's metrics the one that is no mean
 _FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")  # of TRL's head, by token
 
 
@@ -78,7 +80,8 @@ class PairTrainer(Planned, DPOTrainer):
             "ref_chosen_logps": chosen,
             "ref_rejected_logps": rejected,
         }
-        loss = self._compute_loss(partial(self._said, model, inputs, answers), seen, return_outputs=False)
+        with self._apart():
+            loss = self._compute_loss(partial(self._said, model, inputs, answers), seen, return_outputs=False)
         pairs = _pairs(answers)
         self._pairs["train" if self.model.training else "eval"].append(int(pairs))
         return loss * pairs / num_items_in_batch * self.accelerator.num_processes
@@ -94,14 +97,29 @@ class PairTrainer(Planned, DPOTrainer):
         )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """TRL's metrics, which it takes for means over equal batches, as means over pairs."""
+        """TRL's metrics, which it takes for means over equal batches, as means over the pairs of all processes."""
         mode = "train" if self.model.training else "eval"
         pairs, self._pairs[mode] = self._pairs[mode], []
-        for name, values in self._metrics[mode].items():
-            if len(values) == len(pairs) and any(pairs):
-                mean = math.fsum(value * count for value, count in zip(values, pairs, strict=True)) / sum(pairs)
-                self._metrics[mode][name] = [mean]
+        metrics = self._metrics[mode]
+        found = {name: values for name, values in metrics.items() if name != _TOKENS and len(values) == len(pairs)}
+        sums = [math.fsum(value * count for value, count in zip(of, pairs, strict=True)) for of in found.values()]
+        counted = torch.tensor([sum(pairs), *metrics.get(_TOKENS, [0])[:1], *sums], dtype=torch.float64)
+        count, tokens, *totals = self.accelerator.reduce(counted.to(self.args.device), reduction="sum").tolist()
+        if count:
+            metrics.update({name: [total / count] for name, total in zip(found, totals, strict=True)})
+        if _TOKENS in metrics:
+            metrics[_TOKENS] = [tokens]
         super().log(logs, *args, **kwargs)
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Inside, TRL's metrics are those of this process alone: it gathers as if all had as many pairs."""
+        gather, for_metrics = self.accelerator.gather, self.accelerator.gather_for_metrics
+        self.accelerator.gather = self.accelerator.gather_for_metrics = lambda values: values
+        try:
+            yield
+        finally:
+            self.accelerator.gather, self.accelerator.gather_for_metrics = gather, for_metrics
 
     def _count(self, inputs: dict[str, Any]) -> torch.Tensor:
         return _pairs(inputs["answers"])

@@ -152,6 +152,7 @@ class Streamed(Epochs):
         seed: int,
     ) -> None:  # fmt: skip
         self.stream, self.encoder = found, encoder
+        self.rows = found.rows  # the first of them
         self.batch_size, self.micro_batches, self.seed = batch_size, micro_batches, seed
         self.most, self.max_tokens, self.shares = min(most, batch_size), max_tokens, most > 1
         self.total = found.total

@@ -154,8 +154,11 @@ class Planned(Trainer):
         """The inputs with positions and mask of packed rows, where they are packed."""
         if layout is None:
             return inputs
-        positions = position_ids(self.accelerator.unwrap_model(model), inputs, layout)
-        return inputs | {"position_ids": positions, "attention_mask": attention_mask(layout)}
+        plain = self.accelerator.unwrap_model(model)
+        mask = attention_mask(layout)
+        if plain.config._attn_implementation == "eager":  # which adds the mask to the scores
+            mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
+        return inputs | {"position_ids": position_ids(plain, inputs, layout), "attention_mask": mask}
 
     def _count(self, inputs: dict[str, Any]) -> torch.Tensor:
         """Of how many things the loss of a batch is the mean."""

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
+from vlmft import ranks
 from vlmft.errors import DataError
 from vlmft.files import read_json, whole_folder, write_json
 from vlmft.models.tiny import glm, llama, qwen
 
 # A twin is a function of this number and of torch's generator; raise it whenever what is written changes.
 RECIPE = 2
+_PATIENCE = 300  # seconds
 _SPREAD = 0.08  # of the weights; at the usual 0.02 so small a model barely learns
 WRITERS = {
     "glm41v": glm.write_glm41v,
@@ -36,6 +39,8 @@ def write_tiny(kind: str, folder: str | os.PathLike[str]) -> Path:
     if kind not in WRITERS:
         raise DataError(f"model.tiny={kind}: there is no such twin; there are {', '.join(sorted(WRITERS))}")
     marker = folder / "tiny.json"
+    if not ranks.first():  # transformers saves on the first process alone
+        _await(marker)
     if folder.exists():
         found = read_json(marker) or {}
         if found.get("kind") != kind:
@@ -48,6 +53,15 @@ def write_tiny(kind: str, folder: str | os.PathLike[str]) -> Path:
         _draw_weights(fresh / "model.safetensors")
         write_json(fresh / marker.name, {"kind": kind, "recipe": RECIPE})
     return folder
+
+
+def _await(marker: Path) -> None:
+    """Wait for the twin that the first process writes; DataError where it does not come."""
+    deadline = time.monotonic() + _PATIENCE
+    while (read_json(marker) or {}).get("recipe") != RECIPE:
+        if time.monotonic() > deadline:
+            raise DataError(f"{marker.parent}: the first process has not written the twin in {_PATIENCE} s")
+        time.sleep(0.1)
 
 
 def _draw_weights(file: Path) -> None:

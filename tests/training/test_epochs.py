@@ -6,6 +6,7 @@ import math
 import pickle
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -94,3 +95,20 @@ def test_sets_with_one_question_a_picture_stay_ordinary_rows() -> None:
     plan = epochs(rows(*[1] * 40))
     assert {len(pack.rows) for n in range(len(plan)) for pack in plan[n]} == {1}
     assert {pack.prefix for n in range(len(plan)) for pack in plan[n]} == {0}
+
+
+def test_a_step_without_pictures_has_one_that_teaches_nothing() -> None:
+    """Else the vision tower would stand still in it on one process, and go on with its momentum on several."""
+    shown = rows(1)
+    made = shown + [replace(row, question=f"text {n}", images=()) for n, row in enumerate(rows(*[1] * 7))]
+    plan = epochs(made, batch_size=2, micro_batches=2, most=1)
+    items = [plan[n] for n in range(len(plan))]
+    with_pictures = [
+        [row for packs in items[n : n + 2] for pack in packs for row in pack.rows if row.images]
+        for n in range(0, len(items), 2)
+    ]
+    assert [len(found) for found in with_pictures] == [1] * 4
+    assert sum(row.answer_tokens > 0 for (row,) in with_pictures) == 1, "the one that was asked"
+    assert plan.questions(plan.steps) == len(made), "it is no question"
+    without = epochs([replace(row, images=()) for row in made], batch_size=2, micro_batches=2, most=1)
+    assert not any(row.images for n in range(len(without)) for pack in without[n] for row in pack.rows)

@@ -47,9 +47,8 @@ OTHERS = {
     "streamed": ("dataset=conversations", "dataset.streaming=true", "method=full", "hardware.micro_batch=1"),
 }
 OF_OTHERS = [
-    ("mixed", "ddp"), ("mixed", "fsdp"), ("mixed", "zero2"), ("mixed", "zero3"), ("mixed_llama", "ddp"),
-    ("mixed_llama", "fsdp"), ("mixed_llama", "zero3"), ("experts", "fsdp"), ("experts", "zero3"), ("pairs", "ddp"),
-    ("pairs", "fsdp"), ("pairs", "zero3"), ("streamed", "ddp"),
+    ("mixed", "ddp"), ("mixed", "fsdp"), ("mixed", "zero3"), ("mixed_llama", "zero3"), ("experts", "zero3"),
+    ("pairs", "ddp"), ("pairs", "zero3"), ("streamed", "ddp"),
 ]  # fmt: skip
 TYPES = {"ddp": "MULTI_CPU", "fsdp": "FSDP"}
 

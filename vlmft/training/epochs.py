@@ -44,6 +44,7 @@ class Epochs(Dataset[list[Pack]]):
         self.most, self.max_tokens = min(most, batch_size), max_tokens
         self.steps = math.ceil(len(rows) / batch_size)  # optimiser steps in an epoch
         self.shares = most > 1
+        self.picture = with_picture(rows)
         self._groups = groups(rows, image_token_id) if self.shares else [([n], 0) for n in range(len(rows))]
         self._plan = lru_cache(maxsize=2)(self._planned)
 
@@ -116,6 +117,9 @@ class Epochs(Dataset[list[Pack]]):
     def _in_micro_batches(self, packs: list[Pack]) -> list[list[Pack]]:
         """The packs of a step in as many micro-batches as every step has, of about as many tokens each."""
         limit = self.batch_size // self.micro_batches
+        if self.picture and not any(row.images for pack in packs for row in pack.rows):
+            # Else what reads pictures would stand still in this step on one process, and not on several.
+            packs = [*packs, alone(self.picture, self.shares)]
         packs = [part for whole in packs for part in _cut(whole, -(-len(whole.rows) // limit))]
         while len(packs) < self.micro_batches and (largest := max(packs, key=lambda one: len(one.rows))).rows[1:]:
             packs.remove(largest)
@@ -148,6 +152,17 @@ def _cut(whole: Pack, pieces: int) -> list[Pack]:
         return [whole]
     bounds = [piece * len(whole.rows) // pieces for piece in range(pieces + 1)]
     return [pack(whole.rows[start:end], whole.prefix) for start, end in pairwise(bounds)]
+
+
+def with_picture(rows: Sequence[Row]) -> Row | None:
+    """The shortest row with a picture, without its labels; None where no row has one."""
+    seen = [row for row in rows if row.images]
+    return unlabelled(min(seen, key=lambda row: len(row.input_ids))) if seen else None
+
+
+def alone(row: Row, shares: bool) -> Pack:
+    """A pack of one row, whose prefix a pair's two answers share."""
+    return pack([row], int(shares and isinstance(row, Pair)))
 
 
 def unlabelled(row: Row) -> Row:

@@ -28,7 +28,7 @@ from vlmft.data.training_split import TrainingSplit, validation_sets
 from vlmft.errors import DataError
 from vlmft.files import read_json, write_json
 from vlmft.schema import Dataset, Method
-from vlmft.training.epochs import Epochs
+from vlmft.training.epochs import Epochs, with_picture
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ class Streamed(Epochs):
         seed: int,
     ) -> None:  # fmt: skip
         self.stream, self.encoder = found, encoder
-        self.rows = found.rows  # the first of them
+        self.rows, self.picture = found.rows, with_picture(found.rows)  # of the first of them
         self.batch_size, self.micro_batches, self.seed = batch_size, micro_batches, seed
         self.most, self.max_tokens, self.shares = min(most, batch_size), max_tokens, most > 1
         self.total = found.total
@@ -193,6 +193,7 @@ class Streamed(Epochs):
                 self._rows(epoch, step), self.encoder.image_token_id, batch_size=self.batch_size,
                 micro_batches=self.micro_batches, most=self.most, max_tokens=self.max_tokens, seed=self.seed,
             )  # fmt: skip
+            planned.picture = self.picture
             self._newest = (epoch, step), planned
         return self._newest[1]
 

@@ -142,14 +142,10 @@ def on_the_host(hardware: Hardware) -> bool:
     return device != "none" and hardware.deepspeed.get("zero_force_ds_cpu_optimizer", True)
 
 
-def adam_on_the_host(optimizer: torch.optim.Optimizer) -> Any:
-    """DeepSpeedCPUAdam with the groups of parameters and the settings of torch's AdamW."""
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-    compiled("cpu_adam")
-    keys = ("params", "lr", "betas", "eps", "weight_decay")
-    groups = [{key: group[key] for key in keys} for group in optimizer.param_groups]
-    return DeepSpeedCPUAdam(groups, adamw_mode=True, fp32_optimizer_states=True)
+def forget_trial_step(optimizer: Any) -> None:
+    """DeepSpeed makes the states of its Adam by a step on zeros, and counts it: all steps would be as if one later."""
+    for state in optimizer.optimizer.optimizer.state.values():
+        state["step"] = 0
 
 
 def compiled(name: str) -> None:

@@ -18,11 +18,11 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from vlmft import ranks
 from vlmft.chat.collate import collate_packs, for_model
-from vlmft.chat.encode import Encoder, Pair, Row
+from vlmft.chat.encode import Encoder, Row
 from vlmft.chat.packing import Pack, attention_mask, pack, position_ids
 from vlmft.schema import LearningRates
 from vlmft.training import checkpoints, together
-from vlmft.training.epochs import Epochs, InOrder, unlabelled
+from vlmft.training.epochs import Epochs, InOrder, alone, unlabelled, with_picture
 from vlmft.training.optimizer import set_learning_rates
 
 NO_ROW = -1  # in the place of a validation row
@@ -49,7 +49,7 @@ class Collator:
         else:
             packs = [pack([self._validation(item["row"])], int(self.shares)) for item in items]
         if self.picture and not any(row.images for pack in packs for row in pack.rows):
-            packs = [*packs, pack([self.picture], int(self.shares and isinstance(self.picture, Pair)))]
+            packs = [*packs, alone(self.picture, self.shares)]
         return self.batch(packs)
 
     def _validation(self, number: int) -> Row:
@@ -81,7 +81,7 @@ class Planned(Trainer):
         self.earlier_seconds = 0.0  # spent by attempts before this one, up to the checkpoint it resumes from
         self._started = time.monotonic()
 
-        args, several = kwargs["args"], ranks.count() > 1
+        args = kwargs["args"]
         text = kwargs["model"].config.get_text_config()
         if args.router_aux_loss_coef and not hasattr(text, "num_experts"):
             text.num_experts = text.num_local_experts  # TRL asks for the first name, GLM-4.5V has the second
@@ -90,7 +90,7 @@ class Planned(Trainer):
                 encoder,
                 validation,
                 shares=epochs.shares,
-                picture=_picture([*epochs.rows, *validation]) if several else None,
+                picture=(epochs.picture or with_picture(validation)) if ranks.count() > 1 else None,
             ),
             train_dataset=_numbers(len(epochs)),  # TRL takes its own kind only; the plan takes its place below
             # As many batches for each process: what is missing, accelerate would take from the beginning again.
@@ -141,12 +141,18 @@ class Planned(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return InOrder(self.train_dataset, lambda: self.state.global_step)
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        found = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.on_the_host and resume_from_checkpoint is None:
+            together.forget_trial_step(self.optimizer)
+        return found
+
     def create_optimizer(self, model: Any = None) -> Any:
         fresh = self.optimizer is None  # type: ignore[has-type]
         optimizer = super().create_optimizer(model)
         if fresh:
             if self.on_the_host:
-                self.optimizer = optimizer = together.adam_on_the_host(optimizer)
+                together.compiled("cpu_adam")
             set_learning_rates(optimizer, self.model if model is None else model, self.rates)
         return optimizer
 
@@ -285,9 +291,3 @@ class Planned(Trainer):
 def _numbers(count: int, divisor: int = 1) -> Dataset:
     """Row numbers, which the collator looks up, with as many that stand for none as make them divide."""
     return Dataset.from_dict({"row": [*range(count), *[NO_ROW] * (-count % divisor)]})
-
-
-def _picture(rows: Sequence[Row]) -> Row | None:
-    """The shortest row with a picture, without its labels; None where no row has one."""
-    seen = [row for row in rows if row.images]
-    return unlabelled(min(seen, key=lambda row: len(row.input_ids))) if seen else None

@@ -14,6 +14,10 @@ import pytest
 from tests.conftest import ROOT
 from tests.test_kill import weights
 from tests.test_run import only_run, read
+from vlmft.errors import ConfigError
+from vlmft.nodes import as_torchrun_says, started_by_torchrun
+from vlmft.schema import Hardware
+from vlmft.training import checkpoints
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 RUN = ("model=tiny_glm41v", "dataset=demo_ct", "dataset.max_rows=24", "method=full", "method.trainer.max_steps=4",
@@ -75,11 +79,6 @@ def test_started_by_torchrun(alone: Path, tmp_path: Path) -> None:
     run = only_run(tmp_path)
     assert read(run / "provenance.json")["decided"]["ranks"] == 2, "two in all, not two times two"
     assert weights(run) == weights(alone)
-    wrong = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *words, *RUN, "hardware=ddp", "hardware.processes=4"],
-        cwd=tmp_path, env=QUIET, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert wrong.returncode != 0 and "hardware.processes=4, and torchrun has started 2" in wrong.stderr
 
 
 @pytest.mark.slow
@@ -113,13 +112,27 @@ def test_the_rank_that_failed_is_named_and_a_resume_needs_as_many(command: Comma
     log = (run / "train.log").read_text()
     assert "rank 1 ERROR traceback" in log and "in deadly" in log
 
-    again = command(*RUN, *TWO, env=QUIET)
-    assert again.returncode == 0, again.stderr
-    (run / "final").rename(run / "gone")
-    (run / "checkpoint-4").rename(run / "older")
+    checkpoint = run / checkpoints.SAVING / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    checkpoints.put_in_place(run, "checkpoint-2", 2, total=4, seconds=1.0)
     other = command(*RUN, env=QUIET)
     assert other.returncode == 1
     assert "was started on 2 processes (ddp), and this start has 1 process (ddp)" in other.stderr
+
+
+def test_what_torchrun_and_accelerate_launch_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not started_by_torchrun()
+    for name, value in {"LOCAL_RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert started_by_torchrun()
+    told = as_torchrun_says(Hardware())
+    assert (told.processes, told.nodes) == (2, 2)
+    assert as_torchrun_says(Hardware(processes="auto", nodes=2)) == told
+    with pytest.raises(ConfigError, match=r"hardware\.processes=4, and torchrun has started 2"):
+        as_torchrun_says(Hardware(processes=4))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match=r"accelerate launch asks for DEEPSPEED.*hardware=zero2, zero3"):
+        as_torchrun_says(Hardware())
 
 
 def test_what_cannot_be_asked_of_processes(command: Command) -> None:

@@ -138,7 +138,7 @@ def draw(count: int, seed: int, saves: dict[str, dict[int, list[str]]]) -> list[
             calls = saves[kind][step]
             name = chance.choice(sorted(set(calls)))  # else nearly all would fall before an fsync
             call = chance.choice([place for place, one in enumerate(calls, 1) if one == name])
-            half = name in WRITES and chance.random() < 0.5
+            half = name in WRITES and sent == "SIGKILL" and chance.random() < 0.5  # else it would be written on
             kill = Kill(kind, sent, step, call=call, calls=len(calls), half=half)
         if runs[kind][-1] and runs[kind][-1][-1].step >= kill.step:
             runs[kind].append([])

@@ -40,11 +40,11 @@ def train(config: Config, run: Path, status: Status) -> bool:
         return False
     import torch
 
-    from vlmft.training import checkpoints, fine_tuning, together
+    from vlmft.training import checkpoints, engines, fine_tuning
     from vlmft.training.callbacks import Progress, Wandb
 
     first = ranks.first()
-    together.join(config)
+    engines.join(config)
     ready = prepare(config, run, status)
     ready.tests.clear()  # evaluation reads its own, and training can do without them
     if first and (broken := checkpoints.remove_broken(run)):

@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState
 from vlmft import ranks, worker
 from vlmft.schema import read_config
 from vlmft.status import Status
-from vlmft.training import fine_tuning, together
+from vlmft.training import engines, fine_tuning
 from vlmft.training.leaving import SaveAndLeave
 
 
@@ -36,7 +36,7 @@ class Told(SaveAndLeave):
 
 
 def main(orders: list[dict[str, Any]]) -> None:
-    checked = together.check
+    checked = engines.check
 
     def note(trainer: Any, decisions: Any) -> None:
         checked(trainer, decisions)
@@ -44,7 +44,7 @@ def main(orders: list[dict[str, Any]]) -> None:
             state = trainer.accelerator.distributed_type.value
             (run / "engine.json").write_text(json.dumps({"type": state, "steps": trainer.state.global_step}))
 
-    together.check = note
+    engines.check = note
     fine_tuning.SaveAndLeave = Told  # type: ignore[misc]
     worker.heed_signals()
     worker.quiet_libraries()
@@ -60,7 +60,7 @@ def main(orders: list[dict[str, Any]]) -> None:
             raise RuntimeError(f"{run.name}: {type(error).__name__}: {error}") from error
         ranks.meet()
         handler.close()
-        together.let_go()
+        engines.let_go()
         AcceleratorState._reset_state(reset_partial_state=True)
         for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
             del os.environ[name]

@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from vlmft import run as parent
+from vlmft import start as parent
 from vlmft import worker
 from vlmft.errors import AGAIN, DataError, RunFailed
 from vlmft.evaluation import results
@@ -88,8 +88,8 @@ def test_the_parent_starts_the_worker_again(composed: Callable[..., Config], tmp
     said = tmp_path / "said"
     code = f"import pathlib, sys; p = pathlib.Path({str(said)!r}); n = len(p.read_text()) if p.exists() else 0; " \
            f"p.write_text('x' * (n + 1)); sys.exit({AGAIN} if n < 2 else {{end}})"  # fmt: skip
-    parent._work([], ["-c", code.format(end=0)], config)
+    parent.work([], ["-c", code.format(end=0)], config)
     assert said.read_text() == "xxx"
     said.unlink()
     with pytest.raises(RunFailed, match="exit code 3"):
-        parent._work([], ["-c", code.format(end=3)], config)
+        parent.work([], ["-c", code.format(end=3)], config)

@@ -17,7 +17,7 @@ from vlmft import history
 from vlmft.models.load import part_of
 from vlmft.schema import Tracking
 from vlmft.status import Status
-from vlmft.training.together import whole
+from vlmft.training.engines import whole
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from vlmft.hardware import Decisions
 from vlmft.models.adapters import load_weights, lora_config
 from vlmft.models.quantized import elements
 from vlmft.schema import Algorithm, Config, Hardware, Method, Packing
-from vlmft.training import checkpoints, early_stopping, init_from, together
+from vlmft.training import checkpoints, early_stopping, engines, init_from
 from vlmft.training.callbacks import Moved
 from vlmft.training.dpo import PairTrainer
 from vlmft.training.epochs import Epochs
@@ -68,7 +68,7 @@ def arguments(
         report_to="none",  # callbacks of ours write TensorBoard and W&B, into the run's own folder
         disable_tqdm=True,
         logging_nan_inf_filter=False,
-        **(together.arguments(hardware) if hardware else {}),
+        **(engines.arguments(hardware) if hardware else {}),
     )
 
 
@@ -126,7 +126,7 @@ def train(
         callbacks=callbacks,
     )  # fmt: skip
     if not over:
-        together.check(trainer, decisions)
+        engines.check(trainer, decisions)
     in_shards = decisions.engine != "ddp" and not over
     moved = Moved(None if in_shards else trainer.model, images=any(row.images for row in rows))
     trainer.add_callback(moved)
@@ -151,7 +151,7 @@ def trainer_of(
 
     Says how many weights are trained. Raises DataError where an adapter to go on from does not fit.
     """
-    together.prepare_accelerate(args)
+    engines.prepare_accelerate(args)
     kind = PairTrainer if config.method.algorithm is Algorithm.dpo else VqaTrainer
     trainer = kind(
         encoder=encoder,
@@ -164,7 +164,7 @@ def trainer_of(
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.on_the_host = args.deepspeed is not None and together.on_the_host(config.hardware)
+    trainer.on_the_host = args.deepspeed is not None and engines.on_the_host(config.hardware)
     if config.method.quantization:
         # TRL trains LoRA on a base in few bits in bfloat16, where small updates are lost, and a resume in float32.
         for weight in trainer.model.parameters():
@@ -204,7 +204,7 @@ def save_final(trainer: Planned, config: Config, decisions: Decisions, run: Path
     fresh, dtype = run / ".final", final_dtype(config.method, decisions)
     shutil.rmtree(fresh, ignore_errors=True)
     if init_from.on_another_base(config):
-        together.let_go()
+        engines.let_go()
         trainer.model = init_from.whole(config, trainer.model, decisions.load_dtype, run, weights)
         weights = None
     if dtype is not None and weights is None:

@@ -52,7 +52,7 @@ def prepare(config: Config, run: Path, status: Status) -> Prepared:
     from vlmft.chat.over_long import fit
     from vlmft.data.training_split import training_questions
     from vlmft.models.load import freeze, load_processor, stop_ids
-    from vlmft.training import streamed, together
+    from vlmft.training import engines, streamed
 
     loaded = replace(config, model=init_from.base(config))
     status.phase("reading data")
@@ -90,7 +90,7 @@ def prepare(config: Config, run: Path, status: Status) -> Prepared:
         )
     if model is None or decisions.engine == "zero3":
         del model
-        with together.loading(config.hardware, decisions):
+        with engines.loading(config.hardware, decisions):
             model = init_from.load(config, decisions.load_dtype, run)
     freeze(model, **vars(config.model.freeze))
     return Prepared(split, encoder, rows, held_out, tests, decisions, model, stream)

@@ -21,7 +21,7 @@ from vlmft.chat.collate import collate_packs, for_model
 from vlmft.chat.encode import Encoder, Row
 from vlmft.chat.packing import Pack, attention_mask, pack, position_ids
 from vlmft.schema import LearningRates
-from vlmft.training import checkpoints, together
+from vlmft.training import checkpoints, engines
 from vlmft.training.epochs import Epochs, InOrder, alone, unlabelled, with_picture
 from vlmft.training.optimizer import set_learning_rates
 
@@ -144,7 +144,7 @@ class Planned(Trainer):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         found = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if self.on_the_host and resume_from_checkpoint is None:
-            together.forget_trial_step(self.optimizer)
+            engines.forget_trial_step(self.optimizer)
         return found
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -152,7 +152,7 @@ class Planned(Trainer):
         optimizer = super().create_optimizer(model)
         if fresh:
             if self.on_the_host:
-                together.compiled("cpu_adam")
+                engines.compiled("cpu_adam")
             set_learning_rates(optimizer, self.model if model is None else model, self.rates)
         return optimizer
 
@@ -172,7 +172,7 @@ class Planned(Trainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         self._questions += inputs.pop("questions")
-        with together.mean_gradients() if self.is_fsdp_enabled else nullcontext():
+        with engines.mean_gradients() if self.is_fsdp_enabled else nullcontext():
             loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
             self._stop_non_finite(f"the loss is {loss.item()}")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vlmft.errors import DataError
-from vlmft.hardware import child_environment, free_gpu, micro_batch, processes
+from vlmft.hardware import child_environment, free_gpus, micro_batch, processes
 from vlmft.schema import Device, Hardware, SplitModel
 
 
@@ -34,7 +34,7 @@ def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_first_free_gpu_is_chosen(two_gpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two_gpus.write_text("GPU-c, [N/A], [N/A]\nGPU-b, 12, 80000\n")
-    assert free_gpu() == "GPU-b"
+    assert free_gpus() == ["GPU-b"]
     env = child_environment(Hardware(device=Device.auto))
     assert env["CUDA_VISIBLE_DEVICES"] == "GPU-b" and "DS_ACCELERATOR" not in env
     assert child_environment(Hardware(device=Device.cpu))["CUDA_VISIBLE_DEVICES"] == ""

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from tests.models.test_needs import needs_of
 from vlmft import plan
 from vlmft.errors import ConfigError, DataError
-from vlmft.hardware import free_gpu, gpu_memory
+from vlmft.hardware import free_gpus, gpu_memory
 from vlmft.models.load import load_config, source
 from vlmft.models.memory import Need
 from vlmft.schema import Config
@@ -148,6 +148,6 @@ def test_the_gpu_here_is_asked_for_its_memory(tmp_path: Path, monkeypatch: pytes
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     assert gpu_memory() == pytest.approx(25.76, abs=0.01), "busy or not"
-    assert free_gpu() is None
+    assert free_gpus() == []
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     assert gpu_memory() is None

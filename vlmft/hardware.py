@@ -66,11 +66,6 @@ def _gpus() -> list[tuple[str, float, float]]:
     return found
 
 
-def free_gpu() -> str | None:
-    """The first of the GPUs that nobody uses; None where there is none or all are busy."""
-    return next(iter(free_gpus()), None)
-
-
 def gpus_in_sight(device: Device) -> list[str]:
     """The GPUs that runs may use, as values for CUDA_VISIBLE_DEVICES: those that a user or a scheduler has named there,
     else those that nobody uses."""

@@ -77,7 +77,8 @@ def _deepspeed(hardware: Hardware) -> Iterable[str]:
         if settings:
             yield f"hardware.deepspeed has no effect with hardware.strategy={hardware.strategy.value}; leave it out"
         return
-    stage = (settings.get("zero_optimization") or {}).get("stage")
+    zero: dict[str, Any] = settings.get("zero_optimization") or {}
+    stage = zero.get("stage")
     if stage not in (1, 2, 3):
         yield f"hardware.deepspeed.zero_optimization.stage={stage} should be 1, 2 or 3; hardware=ddp shares nothing"
     for key, value in settings.items():
@@ -87,7 +88,6 @@ def _deepspeed(hardware: Hardware) -> Iterable[str]:
             yield f"hardware.deepspeed.{key}: there is no such key.{nearest(key, _DEEPSPEED)}"
         elif key in _DEEPSPEED_OURS and value != "auto":
             yield f"hardware.deepspeed.{key}={value} should be auto: method.batch_size and hardware.micro_batch say it"
-    zero: dict[str, Any] = settings.get("zero_optimization") or {}
     if stage == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
         yield (
             "hardware.deepspeed.zero_optimization.stage3_gather_16bit_weights_on_model_save should be true: what a run "

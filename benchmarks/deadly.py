@@ -68,12 +68,12 @@ def watch(trainer: Any, order: dict[str, Any]) -> None:
         return bool(len(calls) == kill["call"] or (name == RETURN and len(calls) < kill["call"]))
 
     def watched(name: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        if calls is None or not called(name):
-            return function(*arguments, **named)
-        if order["kill"]["half"]:
-            function(*arguments, **named)
-            os.truncate(arguments[1], os.path.getsize(arguments[1]) // 2)
-        return strike(order, name, len(calls))
+        if calls is not None and called(name):
+            if order["kill"]["half"]:
+                function(*arguments, **named)
+                os.truncate(arguments[1], os.path.getsize(arguments[1]) // 2)
+            strike(order, name, len(calls))
+        return function(*arguments, **named)  # who is only told to end does this first
 
     def watched_step(self: Any, *arguments: Any, **named: Any) -> Any:
         nonlocal step, part

@@ -73,7 +73,7 @@ def watch(trainer: Any, order: dict[str, Any]) -> None:
                 function(*arguments, **named)
                 os.truncate(arguments[1], os.path.getsize(arguments[1]) // 2)
             strike(order, name, len(calls))
-        return function(*arguments, **named)  # who is only told to end does this first
+        return function(*arguments, **named)  # SIGKILL never comes here; told to end, the training saves on
 
     def watched_step(self: Any, *arguments: Any, **named: Any) -> Any:
         nonlocal step, part

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
+from functools import lru_cache
 
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
@@ -113,6 +114,7 @@ def _bare(text: str) -> str:
     return " ".join(text.lower().translate(_DELETE_PUNCTUATION).split()) or text.strip()
 
 
+@lru_cache(2**14)  # a judgement compares the same answer in several ways, and short answers come back
 def _comparable(text: str) -> str:
     """`normalize`, with every number in its plainest form and its marks out of the normaliser's reach."""
     text = _NUMBER.sub(_plain_number, text.translate(_FULL_WIDTH))

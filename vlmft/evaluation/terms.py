@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ def groups(file: Path = TABLE) -> tuple[Group, ...]:
     return found
 
 
+@lru_cache(2**14)  # as in `metrics`
 def plain(text: str) -> str:
     """The spelling in which answers are compared: Unicode NFKC, case-folded, no articles, no punctuation, single
     spaces, and no space next to a Chinese character.

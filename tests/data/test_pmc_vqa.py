@@ -1,6 +1,7 @@
+"""PMC-VQA on disk: both versions, files and pictures, bad rows, and a run that answers in letters."""
+
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 from collections import Counter
@@ -13,70 +14,12 @@ import pytest
 from PIL import Image
 
 from benchmarks import sets
+from tests.data.pmc_vqa_rows import CHOICES, HEADER_1, HEADER_2, V1, V2, one, read, spec, write
 from vlmft.data.load import load
-from vlmft.data.question import MULTIPLE_CHOICE, VQA, BadRow, Question
+from vlmft.data.question import MULTIPLE_CHOICE, BadRow, Question
 from vlmft.data.sources import pmc_vqa
 from vlmft.errors import DataError
 from vlmft.schema import Config, Images, QuestionSet
-
-HEADER_1 = ["Figure_path", "Question", "Answer", "Choice A", "Choice B", "Choice C", "Choice D", "Answer_label"]
-HEADER_2 = ["index", "Figure_path", "Caption", "Question", "Choice A", "Choice B", "Choice C", "Choice D", "Answer",
-            "split"]  # fmt: skip
-V1 = {
-    "Figure_path": "PMC1_F1.jpg",
-    "Question": " Which organ is shown? ",
-    "Answer": "Liver",
-    "Choice A": " A:Lung ",
-    "Choice B": " B:Liver ",
-    "Choice C": " C:Heart ",
-    "Choice D": " D:Spleen ",
-    "Answer_label": "B",
-}
-V2 = {
-    "index": "62",
-    "Figure_path": "PMC8253867_Fig2_41.jpg",
-    "Caption": 'A "cell",\r\nseen twice',
-    "Question": " Which cell? ",
-    "Choice A": " A: Blast ",
-    "Choice B": " B: Mast ",
-    "Choice C": " C: Fat ",
-    "Choice D": " D: Nerve",
-    "Answer": "C",
-    "split": "train",
-}
-CHOICES = ("Lung", "Liver", "Heart", "Spleen")
-
-
-def spec(folder: Path, **keys: Any) -> QuestionSet:
-    return QuestionSet(name="pmc_vqa", format="pmc_vqa", path=str(folder), **keys)
-
-
-def write(file: Path, *rows: dict[str, str] | list[str], header: list[str] | None = None) -> None:
-    """A CSV file as published: CRLF, marks where they are needed. A row is a list, or V1's or V2's keys."""
-    named = header or (HEADER_2 if rows and "index" in rows[0] else HEADER_1)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", encoding="utf-8", newline="") as opened:
-        lines = csv.writer(opened)
-        lines.writerow(named)
-        lines.writerows(list(row.values()) if isinstance(row, dict) else row for row in rows)
-
-
-def read(folder: Path, *rows: dict[str, str] | list[str], **keys: Any) -> list[Question | BadRow]:
-    write(folder / "train.csv", *rows)
-    return list(pmc_vqa.read(spec(folder, **keys), "train"))
-
-
-def one(folder: Path, row: dict[str, str], **keys: Any) -> Question:
-    (question,) = read(folder, row, **keys)
-    assert isinstance(question, Question), question
-    return question
-
-
-def defect(folder: Path, row: dict[str, str]) -> str:
-    """Why the row is left out, whatever bad_rows says."""
-    (bad,) = read(folder, row)
-    assert isinstance(bad, BadRow) and bad.published
-    return bad.reason
 
 
 def test_version_1(tmp_path: Path) -> None:
@@ -96,11 +39,6 @@ def test_version_2_is_told_by_its_header_and_its_captions_may_hold_lines_and_mar
     assert (first.id, first.answer, first.options) == ("62", "C", ("Blast", "Mast", "Fat", "Nerve"))
     assert first.images == (str(tmp_path / "figures/PMC8253867_Fig2_41.jpg"),)
     assert (second.id, second.answer) == ("64", "D")
-
-
-def test_a_letter_of_version_2_is_never_taken_for_the_text_of_an_option(tmp_path: Path) -> None:
-    panels = {f"Choice {letter}": f" {letter}: {panel}" for letter, panel in zip("ABCD", "DCBA", strict=True)}
-    assert one(tmp_path, V2 | panels).answer == "C"
 
 
 @pytest.mark.parametrize(
@@ -145,79 +83,6 @@ def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("published", "text"),
-    [
-        (" A:X-ray ", "X-ray"),
-        (" A: X-ray", "X-ray"),
-        ("A:\u00a0 X-ray\u00a0", "X-ray"),
-        (" C:X-ray ", "X-ray"),  # the letter of another column
-        ("X-ray", "X-ray"),
-        (" A: T: testes, A: gland ", "T: testes, A: gland"),
-        (" A: N/A ", "N/A"),
-        ("NaN", "NaN"),
-        ("A:None", "None"),
-        (" A: signal S ' ", "signal S '"),
-        ("BA: 3", "BA: 3"),
-    ],
-)
-def test_options_lose_their_labels_and_nothing_else(tmp_path: Path, published: str, text: str) -> None:
-    row = V1 | {"Choice A": published, "Answer": text, "Answer_label": "A"}
-    question = one(tmp_path, row)
-    assert (question.options[0], question.answer) == (text, "A")
-    assert one(tmp_path, row, options=False).answer == text
-
-
-@pytest.mark.parametrize("mark", ["'", '"'])
-def test_marks_around_the_whole_list_are_taken_off(tmp_path: Path, mark: str) -> None:
-    torn = {"Choice A": f" {mark}A:Lung ", "Choice D": f" D:Spleen {mark} ", "Answer_label": mark}
-    question = one(tmp_path, V1 | torn | {"Answer": f"{mark}Lung"})
-    assert (question.options, question.answer) == (CHOICES, "A")
-
-
-@pytest.mark.parametrize("label", ["'", '"', "", "E", "b"])
-def test_a_label_that_is_no_letter_is_told_by_the_text_or_left_out(tmp_path: Path, label: str) -> None:
-    broken = V1 | {"Answer_label": label}
-    assert one(tmp_path, broken | {"Answer": "Spleen"}).answer == "D"
-    assert one(tmp_path, broken | {"Answer": "N/A", "Choice C": "C: N/A"}).answer == "C"
-    assert one(tmp_path, broken | {"Answer": "T: x,  y", "Choice A": "A: T: x, A: y"}).answer == "A"  # lost its "A:"
-    reason = defect(tmp_path, broken | {"Answer": "Kidney"})
-    assert f"the letter is {label!r}, none of A, B, C, D" in reason and "'Kidney' is no option's" in reason
-    twice = defect(tmp_path, broken | {"Answer": "Lung", "Choice D": "D: lung"})
-    assert "'Lung' is that of A and D" in twice
-
-
-def test_version_2_has_no_text_to_tell_a_broken_letter_by(tmp_path: Path) -> None:
-    assert "the letter is '\"'" in defect(tmp_path, V2 | {"Answer": '"'})
-    assert one(tmp_path, V2 | {"Answer": "Mast"}).answer == "B"
-
-
-def test_a_letter_and_a_text_that_disagree_are_left_out(tmp_path: Path) -> None:
-    reason = defect(tmp_path, V1 | {"Answer_label": "C"})
-    assert reason == "the letter is C (Heart), but the answer's text 'Liver' is that of B"
-
-
-@pytest.mark.parametrize("text", ["", "T: gland,  carotid, V: vein.", "t: gland, a: carotid, v: vein.", "Kidney"])
-def test_a_damaged_text_says_nothing_against_the_letter(tmp_path: Path, text: str) -> None:
-    row = V1 | {"Choice C": " C: T: gland, A: carotid, V: vein. ", "Answer_label": "C", "Answer": text}
-    assert one(tmp_path, row).answer == "C"
-
-
-@pytest.mark.parametrize("letter", "AB")
-def test_of_options_that_are_alike_the_letter_tells(tmp_path: Path, letter: str) -> None:
-    row = V1 | {"Choice A": " A: Liver", "Answer_label": letter}
-    for seed in range(8):  # ids differ, so the orders do
-        rows = read(tmp_path, *[row] * (seed + 1), shuffle_options=True)
-        assert all(isinstance(each, Question) and each.options["ABCD".index(each.answer)] == "Liver" for each in rows)
-    assert one(tmp_path, row).answer == letter
-    assert one(tmp_path, row).options[:2] == ("Liver", "Liver")
-
-
-@pytest.mark.parametrize("empty", ["", " D: ", " "])
-def test_an_empty_option_is_the_publishers_defect(tmp_path: Path, empty: str) -> None:
-    assert defect(tmp_path, V1 | {"Choice D": empty}) == "Choice D is empty"
-
-
-@pytest.mark.parametrize(
     ("bad", "words"),
     [
         (list(V1.values())[:-1], "has 7 columns, not 8"),
@@ -254,49 +119,6 @@ def test_ids_are_rows_or_indices_and_never_twice(tmp_path: Path) -> None:
     assert ids(V1, V1 | {"Answer_label": "C"}, V1) == ["train_0", "train_2"]  # a row left out keeps its number
     assert ids(*(V2 | {"index": index} for index in ("9", "0", "9", "", "3"))) == ["9", "0", "train_2", "train_3", "3"]
     assert ids(V1, [], V1) == ["train_0", "train_1"]  # a blank line is no row
-
-
-def test_without_options_the_text_is_asked_for(tmp_path: Path) -> None:
-    question = one(tmp_path, V1, options=False)
-    assert (question.text, question.answer) == ("Which organ is shown?", "Liver")
-    assert (question.task, question.options, question.answer_type) == (VQA, (), "open")
-    yes = one(tmp_path, V1 | {"Choice B": "B: Yes", "Answer": "Yes"}, options=False)
-    assert yes.answer_type == "closed"  # as in every set whose publisher states no type
-
-
-def test_reasoning_asks_for_a_thought_and_makes_none_up(tmp_path: Path) -> None:
-    question = one(tmp_path, V1, reasoning=True)
-    assert question.text.endswith("\nThink step by step first, then answer with the letter of the right option.")
-    assert (question.answer, question.turns[0].thought) == ("B", None)
-    bare = one(tmp_path, V1, reasoning=True, options=False)
-    assert bare.text == "Which organ is shown?\nThink step by step first, then give the answer."
-
-
-def test_shuffled_options_keep_their_answer_and_level_the_letters(tmp_path: Path) -> None:
-    keys = {"shuffle_options": True}
-    rows = [row for row in read(tmp_path, *[V1] * 800, **keys) if isinstance(row, Question)]
-    for row in rows:
-        assert sorted(row.options) == sorted(CHOICES) and row.options["ABCD".index(row.answer)] == "Liver"
-        assert f"\n{row.answer}: Liver\n" in row.text
-    letters = Counter(row.answer for row in rows)
-    assert all(160 < letters[letter] < 240 for letter in "ABCD")
-    assert len({row.options for row in rows}) == 24
-    # The same wherever and whenever it is read; changed orders would be other questions under the same ids.
-    assert "".join(row.answer for row in rows[:24]) == "CADABDCDBABCADDCACCDCABC"
-    with pytest.raises(DataError, match=r"shuffle_options=true has no effect with dataset\.options=false"):
-        read(tmp_path, V1, options=False, **keys)
-
-
-@pytest.mark.parametrize("option", ["None of the above.", "Both A and C", "A, B", "All the above", "B & C", "A or B"])
-def test_options_that_name_others_keep_the_published_order(tmp_path: Path, option: str) -> None:
-    rows = read(tmp_path, *[V1 | {"Choice D": f" D:{option} "}] * 20, shuffle_options=True)
-    assert {row.options for row in rows if isinstance(row, Question)} == {(*CHOICES[:3], option)}
-
-
-@pytest.mark.parametrize("option", ["Above the liver", "Vitamin A", "A and then some"])
-def test_options_that_name_no_other_are_shuffled(tmp_path: Path, option: str) -> None:
-    rows = read(tmp_path, *[V1 | {"Choice D": f" D:{option} "}] * 20, shuffle_options=True)
-    assert len({row.options for row in rows if isinstance(row, Question)}) > 5
 
 
 @pytest.mark.parametrize(

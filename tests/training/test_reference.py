@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.test_dpo import parts, some_pairs
+from tests.training.dpo_trainers import parts, some_pairs
 from vlmft.chat.encode import Pair
 from vlmft.data.question import Question
 from vlmft.errors import DataError

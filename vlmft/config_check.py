@@ -18,12 +18,12 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from vlmft import hardware_check, library_keys, method_check
+from vlmft import hardware_check, library_keys, method_check, server_check
 from vlmft.data import samples, stream
 from vlmft.errors import ConfigError, nearest
 from vlmft.evaluation.ablations import PASSES
 from vlmft.evaluation.protocols import PROTOCOLS
-from vlmft.schema import Closed, Config, Eval, Packing, QuestionSet, Task
+from vlmft.schema import Backend, Closed, Config, Eval, Packing, QuestionSet, Task
 
 GROUPS = ("model", "dataset", "method", "hardware", "eval", "experiment")
 _OF_A_MIXTURE = {"name", "max_rows", "max_test_rows", "percent", "bad_rows"}  # these hold for each member
@@ -55,6 +55,8 @@ def check(cfg: DictConfig) -> Config:
         raise ConfigError("\n".join(problems))
     if config.samples:
         samples.take_place(config)
+    if config.eval.backend is Backend.server:
+        config.model.name = config.eval.served_model or ""  # it is that model's scores that reports show
     return _debug(config) if config.debug else config
 
 
@@ -62,6 +64,7 @@ def _wrong_values(config: Config) -> Iterable[str]:
     """Values of the right type that cannot be meant."""
     yield from hardware_check.problems(config)
     yield from method_check.problems(config)
+    yield from server_check.problems(config)
     if config.method.max_questions_per_row < 1:
         yield f"method.max_questions_per_row={config.method.max_questions_per_row} should be at least 1"
     if config.method.packing is Packing.image and config.method.trainer.get("router_aux_loss_coef"):

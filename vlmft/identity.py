@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,19 @@ from vlmft.files import file_digests
 from vlmft.library_keys import TRAINERS, weights_fields
 from vlmft.models import adapters
 from vlmft.models.tiny import RECIPE
-from vlmft.schema import Algorithm, Closed, Config, Dataset, Eval, Method, Model, Packing, QuestionSet
+from vlmft.schema import (
+    Algorithm,
+    AnswerStyle,
+    Backend,
+    Closed,
+    Config,
+    Dataset,
+    Eval,
+    Method,
+    Model,
+    Packing,
+    QuestionSet,
+)
 
 # Of a set, beside its rows, their language and number.
 _READING = ("tasks", "modalities", "images", "include", "box_space", "options", "shuffle_options", "reasoning",
@@ -52,6 +65,20 @@ def run_name(config: Config) -> str:
 def base_name(model: Model, quantization: dict[str, Any] | None = None) -> str:
     """Name of the run that holds the scores of a model as it is."""
     return f"{model.name}-base-{digest([model_facts(model), quantization])}"
+
+
+def served_name(config: Eval, style: AnswerStyle) -> str:
+    """Name of the run that holds the scores of a server's model, wherever the server is."""
+    readable = re.sub(r"[^\w.-]+", "_", (config.served_model or "").rstrip("/").rpartition("/")[2]).strip(".")
+    decides = [config.served_model, style.value, config.request]
+    return f"{readable[:60] or 'model'}-server-{digest(decides)}"
+
+
+def evaluated_name(config: Config) -> str:
+    """Name of the run of a `task=eval`: of a model as it is, or of what a server answers."""
+    if config.eval.backend is Backend.server:
+        return served_name(config.eval, config.model.answer_style)
+    return base_name(config.model, config.method.quantization)
 
 
 def model_facts(model: Model) -> dict[str, Any]:

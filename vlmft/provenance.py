@@ -23,10 +23,17 @@ _PACKAGES = (
 
 
 def record_attempt(
-    run: Path, fingerprints: dict[str, str], model: Path | None, init_from: dict[str, Any] | None = None
+    run: Path,
+    fingerprints: dict[str, str],
+    model: Path | None,
+    init_from: dict[str, Any] | None = None,
+    server: dict[str, Any] | None = None,
 ) -> None:
-    """Add this start of the run to its provenance; `model` is the folder that the base model lies in, and `init_from`
-    says of the weights that training starts from where they lie, which they are and what run made them."""
+    """Add this start of the run to its provenance.
+
+    `model` is the folder that the base model lies in, `init_from` says of the weights that training starts from where
+    they lie, which they are and what run made them, and `server` is what a server that answers says of itself.
+    """
     found = read_json(run / "provenance.json") or {
         "datasets": fingerprints, "model": None, "decided": None, "attempts": []
     }  # fmt: skip
@@ -42,6 +49,7 @@ def record_attempt(
             "python": platform.python_version(),
             "packages": {name: _version(name) for name in _PACKAGES},
             "host": socket.gethostname(),
+            **({"server": server} if server else {}),
             "slurm": {key: value for key, value in os.environ.items() if re.match("SLURM_.*(JOB|ARRAY)", key)},
         }
     )

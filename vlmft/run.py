@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,17 +18,17 @@ from vlmft.config_check import check, require
 from vlmft.data.load import fingerprint, source
 from vlmft.data.mixture import training_sets
 from vlmft.errors import ConfigError, DataError, RunFailed, fail
-from vlmft.evaluation import results
+from vlmft.evaluation import judge, results, server
 from vlmft.evaluation.evaluate import chosen_sets, wanted
 from vlmft.evaluation.folders import named, run_of
 from vlmft.evaluation.predictions import predictions_file, read_predictions
 from vlmft.evaluation.table import print_matches, print_table
 from vlmft.fetch import look_through, make_ready, model_folder
 from vlmft.files import write_text
-from vlmft.identity import base_name, run_name
+from vlmft.identity import evaluated_name, run_name
 from vlmft.lock import Locked, RunLock
 from vlmft.provenance import record_attempt
-from vlmft.schema import Config, Eval, Task
+from vlmft.schema import Backend, Config, Device, Eval, Task
 from vlmft.training import init_from
 
 SHOWN_MATCHES = 5  # of each set, with eval.debug_matches=true
@@ -149,15 +149,15 @@ def _check(config: Config) -> None:
 
 def _one_run(config: Config, stage: str = "") -> Path:
     """Skip, resume or begin the run that the config names, and return its folder; `stage` is its name among others."""
-    origin, model = init_from.start(config), init_from.base(config)
+    served = config.eval.backend is Backend.server
+    origin, model = init_from.start(config), None if served else init_from.base(config)
     sets = chosen_sets(config.eval, config.dataset)
     if config.task is Task.eval and not sets:
         raise ConfigError("task=eval: no set to evaluate on; choose eval=… or a dataset whose test split to use")
 
     def identified() -> tuple[Path, dict[str, str]]:
         # What is trained plays no part in the scores of a model as it is; the sets may come from `dataset`.
-        base = config.task is Task.eval
-        name = base_name(config.model, config.method.quantization) if base else run_name(config)
+        name = evaluated_name(config) if config.task is Task.eval else run_name(config)
         return Path(config.paths["outputs"]) / name, wanted(name, sets, config.eval)
 
     try:
@@ -180,16 +180,21 @@ def _one_run(config: Config, stage: str = "") -> Path:
         generate, rescore = results.pending(folder, hashes, config.eval.protocols)
         if not (trained and not generate and results.read(folder)["state"] == "done"):
             make_ready(model, [])  # a run that is done did not need it until now
+            answers = server.look(server.answering(config.eval)) if served else None
+            if (judging := server.judging(config.eval)) and config.task is Task.eval:
+                server.look(judging)  # after training it may be another day
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
-            record_attempt(folder, _fingerprints(config), model_folder(model), origin.as_dict() if origin else None)
+            place = model_folder(model) if model else None
+            record_attempt(folder, _fingerprints(config), place, origin.as_dict() if origin else None, answers)
             print(f"run       {folder}", flush=True)
             if config.check and not trained:
                 _looked_at(config, folder)
-            start.work([folder], ["-m", "vlmft.worker", str(folder)], config, lock)
+            start.work([folder], ["-m", "vlmft.worker", str(folder)], _without_gpu(config) if served else config, lock)
+            _judge(folder, hashes, config.eval)
         else:
             _rescore(folder, rescore, hashes, config.eval.protocols)
-            if not rescore:
+            if not _judge(folder, hashes, config.eval) and not rescore:
                 print(f"done      {folder} (nothing to do; force=true begins again)")
                 if sweep.this_job():
                     return folder  # its scores are in the sweep's report
@@ -223,6 +228,11 @@ def _evaluate_runs(config: Config) -> None:
             hashes = wanted(folder.name, sets, config.eval)
             generate, rescore = results.pending(folder, hashes, config.eval.protocols)
             _rescore(folder, rescore, hashes, config.eval.protocols)
+            if generate and of_run.eval.backend is Backend.server:
+                raise ConfigError(
+                    f"{folder} has what a server answered, and no weights: to have more answered, say task=eval "
+                    f"eval.backend=server eval.url=… eval.served_model={of_run.eval.served_model}"
+                )
             if generate:
                 whole = (folder / "final" / "config.json").is_file()
                 make_ready(None if whole else of_run.model, [])
@@ -240,6 +250,8 @@ def _evaluate_runs(config: Config) -> None:
                 request.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
                 command = ["-m", "vlmft.worker", "--evaluation", str(request), *map(str, todo)]
                 start.work(list(todo), command, config, *locks)
+        for folder, of_run in runs.items():
+            _judge(folder, wanted(folder.name, chosen_sets(config.eval, of_run.dataset), config.eval), config.eval)
     _report(list(runs), config.eval)
     if len(runs) > 1:
         print(f"together  vlmft report {' '.join(map(str, runs))}")
@@ -249,6 +261,18 @@ def _rescore(folder: Path, names: Sequence[str], hashes: dict[str, str], protoco
     for name in names:
         results.score_set(folder, name, protocols, hashes[name])
         print(f"rescored  {folder}: {name}")
+
+
+def _judge(folder: Path, names: Iterable[str], wanted: Eval) -> bool:
+    """Have `eval.judge` look at the answers on whole sets; whether it had anything to say that is new."""
+    asked = [name for name in names if "." not in name and judge.judge_set(folder, name, wanted)]
+    for name in asked:
+        results.judged(folder, name)
+    return bool(asked)
+
+
+def _without_gpu(config: Config) -> Config:
+    return replace(config, hardware=replace(config.hardware, device=Device.cpu, processes=1))
 
 
 @contextmanager

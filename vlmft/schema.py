@@ -68,6 +68,11 @@ class Closed(Enum):
     likelihood = "likelihood"  # … by the likeliest of the options (of the closed training answers): nothing to parse
 
 
+class Backend(Enum):
+    transformers = "transformers"  # the model is loaded here
+    server = "server"  # … is asked over HTTP, in the form of OpenAI's chat completions
+
+
 class Device(Enum):
     auto = "auto"  # the first free GPU, else the CPU
     cpu = "cpu"
@@ -226,6 +231,15 @@ class Generation:
 
 
 @dataclass
+class Judge:
+    """Another model that says of open answers whether they mean the same as the gold: beside the rule, never for it."""
+
+    url: Optional[str] = None  # of its server, as eval.url; null: there is no judge
+    served_model: Optional[str] = None
+    api_key_env: str = "OPENAI_API_KEY"
+
+
+@dataclass
 class Eval:
     name: str = ""
     own: bool = False  # also the test split of the run's own dataset
@@ -239,6 +253,16 @@ class Eval:
     ablations: List[str] = field(default_factory=list)  # passes without the pictures: blank, shuffled
     debug_matches: Any = 0  # print so many comparisons of each set (5 for true)
     generation: Generation = field(default_factory=Generation)
+    backend: Backend = Backend.transformers
+    # Of backend=server; the last three hold for the judge's server too.
+    url: Optional[str] = None  # such as http://localhost:8000/v1
+    served_model: Optional[str] = None  # by the name that the server gives it
+    api_key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the server's key, if it asks for one
+    request: Dict[str, Any] = field(default_factory=_open)  # further fields of each request, in the server's own names
+    concurrency: int = 8  # requests at a time
+    retries: int = 6  # of a request that failed for no reason of its own
+    timeout: float = 600.0  # seconds for one answer
+    judge: Judge = field(default_factory=Judge)
 
 
 @dataclass

@@ -27,7 +27,7 @@ from vlmft.config_check import check
 from vlmft.errors import ConfigError, DataError
 from vlmft.evaluation.evaluate import chosen_sets
 from vlmft.files import read_json, write_json, write_text
-from vlmft.identity import base_name, digest, run_name
+from vlmft.identity import base_name, digest, evaluated_name, run_name
 from vlmft.schema import Config, Task
 from vlmft.training import init_from
 
@@ -117,9 +117,9 @@ def _planned(number: int, overrides: Sequence[str], cfg: DictConfig) -> Iterator
 def _folders(config: Config) -> tuple[str, str | None]:
     """The run directory of a job, and that of its model as it is, where that is evaluated too."""
     outputs = Path(config.paths["outputs"])
-    base = str(outputs / base_name(config.model, config.method.quantization))
     if config.task is Task.eval:
-        return base, None
+        return str(outputs / evaluated_name(config)), None
+    base = str(outputs / base_name(config.model, config.method.quantization))
     return str(outputs / run_name(config)), base if config.eval.baseline else None
 
 

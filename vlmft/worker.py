@@ -21,12 +21,12 @@ from omegaconf import OmegaConf
 
 from vlmft import ranks
 from vlmft.errors import AGAIN, INTERRUPTED, DataError
-from vlmft.evaluation import results
+from vlmft.evaluation import results, served
 from vlmft.evaluation.evaluate import chosen_sets
 from vlmft.evaluation.runs import Together, in_turn
 from vlmft.files import disk_full
 from vlmft.lifetime import end_with_parent, leave_word
-from vlmft.schema import Config, SplitModel, Strategy, Task, read_config
+from vlmft.schema import Backend, Config, SplitModel, Strategy, Task, read_config
 from vlmft.status import Status
 from vlmft.training.out_of_memory import TryAgain, smaller
 from vlmft.training.prepare import Prepared, prepare
@@ -157,6 +157,11 @@ def _attempt(run: Path, config: Config, wanted: Config, together: Together, eval
     started = time.monotonic()
     try:
         _tell(run, "running")
+        if config.eval.backend is Backend.server:
+            served.evaluate(run, wanted, status)
+            _tell(run, "done")
+            status.finish("done")
+            return 0
         quiet_libraries()
         if not evaluate_only and train(config, run, status) and _apart(config):
             return AGAIN

@@ -246,7 +246,7 @@ def test_evaluation_check_and_plan_do_not_hold_the_set(
 
     for module in (evaluate, preflight.read_parts.__globals__):
         monkeypatch.setitem(module if isinstance(module, dict) else vars(module), "load", refused)
-    assert floors.learnt(evaluate._training_questions(chosen.dataset)(), test) == notes
+    assert floors.learnt(evaluate.training_questions(chosen.dataset)(), test) == notes
     preflight.before_training(chosen)
     assert "43 training and 2 test questions are in order" in capsys.readouterr().out
     assert row_sizes(chosen, load_config(chosen.model)).said.startswith("12 of conversations")

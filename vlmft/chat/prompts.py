@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from vlmft.data.question import IMAGE_MARK, Question, Turn
-from vlmft.schema import AnswerStyle
+from vlmft.schema import AnswerStyle, Generation
 
 Message = dict[str, Any]
 
 
+# A model that ends its answer pays nothing for a high limit; one that rambles is cut here, and counted as unparsed.
+_AUTO_NEW_TOKENS = {
+    AnswerStyle.plain: 64, AnswerStyle.answer: 64, AnswerStyle.think: 2048, AnswerStyle.think_answer: 2048
+}  # fmt: skip
 THINK = "<think>\n"  # what a template writes that begins every answer with a thought itself
 
 
@@ -58,3 +62,9 @@ def messages(question: Question, style: AnswerStyle, think_prefilled: bool = Fal
         said = (THINK if think_prefilled else "") + target(turn, style, think_prefilled)
         out.append({"role": "assistant", "content": [{"type": "text", "text": said}]})
     return out
+
+
+def token_limit(style: AnswerStyle, settings: Generation) -> int:
+    """How many tokens a reply may have."""
+    limit = settings.max_new_tokens
+    return _AUTO_NEW_TOKENS[style] if limit == "auto" else int(limit)

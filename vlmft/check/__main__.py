@@ -11,13 +11,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from vlmft.chat.prompts import token_limit
 from vlmft.check import findings, tokens
 from vlmft.check.page import page
 from vlmft.check.parts import TRAIN, Part, add_findings, read_parts
 from vlmft.check.preflight import PAGE, RESULT
 from vlmft.data import leakage
 from vlmft.errors import DataError, tell
-from vlmft.evaluation.generate import token_limit
 from vlmft.files import write_json, write_text
 from vlmft.schema import Config, read_config
 

@@ -101,7 +101,7 @@ def evaluate(
         said = repr((sets[set_], config.split, config.max_rows, max_row_tokens, over_long, without))
         if said not in known:
             loaded, prompts = prompts_of(encoder, sets[set_], config, max_row_tokens, over_long, without)
-            known[said] = loaded, prompts, _training_questions(sets[set_])
+            known[said] = loaded, prompts, training_questions(sets[set_])
         loaded, prompts, train = known[said]
         if name == generate[0]:
             _refuse_idle_adapter(model, encoder, prompts.rows, run)
@@ -127,6 +127,13 @@ def test_questions(spec: QuestionSet, config: Eval) -> Loaded:
     return load(spec, "test", limit=_limit(spec.max_test_rows, config.max_rows))
 
 
+def questions_of(spec: QuestionSet, config: Eval) -> Loaded:
+    """The questions of the split that is answered, `eval.split`. DataError as `load`."""
+    if config.split == Eval.split:
+        return test_questions(spec, config)
+    return load(spec, config.split, limit=config.max_rows)
+
+
 def prompts_of(
     encoder: Encoder, spec: QuestionSet, config: Eval, max_row_tokens: int, over_long: OverLong, without: str = ""
 ) -> tuple[Loaded, Encoded]:
@@ -138,7 +145,7 @@ def prompts_of(
     from vlmft.chat.over_long import fit
 
     of_test = config.split == Eval.split
-    loaded = test_questions(spec, config) if of_test else load(spec, config.split, limit=config.max_rows)
+    loaded = questions_of(spec, config)
     shown = without_their_pictures(loaded.questions, without) if without else loaded.questions
     if without == SHUFFLED:
         over_long = OverLong.shrink_image  # another picture may be larger than the question's own
@@ -226,7 +233,7 @@ def _limit(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _training_questions(spec: QuestionSet) -> Callable[[], Iterable[Question]]:
+def training_questions(spec: QuestionSet) -> Callable[[], Iterable[Question]]:
     """The set's own training questions, for what is learnt from them without looking; none where it has none.
 
     Those of a set that is streamed are read anew each time.

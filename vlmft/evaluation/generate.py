@@ -13,18 +13,14 @@ from vlmft import ranks
 from vlmft.chat.collate import collate, for_model
 from vlmft.chat.encode import Encoder, Row
 from vlmft.chat.packing import Pack, groups
+from vlmft.chat.prompts import token_limit
 from vlmft.data import images
 from vlmft.data.question import DETECTION, INSTANCE_DETECTION, Question
 from vlmft.evaluation import likelihood, shared_prefix
 from vlmft.evaluation.batches import batches, share
 from vlmft.evaluation.parts import Parts
 from vlmft.evaluation.predictions import as_line, record
-from vlmft.schema import AnswerStyle, Generation, Packing
-
-# A model that ends its answer pays nothing for a high limit; one that rambles is cut here, and counted as unparsed.
-_AUTO_NEW_TOKENS = {
-    AnswerStyle.plain: 64, AnswerStyle.answer: 64, AnswerStyle.think: 2048, AnswerStyle.think_answer: 2048
-}  # fmt: skip
+from vlmft.schema import Generation, Packing
 
 _OPTIONS_AT_ONCE = 512  # questions whose rows, one for each option, are held in memory
 
@@ -132,12 +128,6 @@ def generate(model: Any, encoder: Encoder, rows: Sequence[Row], settings: Genera
         )
     for ids in output[:, batch["input_ids"].shape[1] :].tolist():
         yield _reply(encoder, ids)
-
-
-def token_limit(style: AnswerStyle, settings: Generation) -> int:
-    """How many tokens a reply may have."""
-    limit = settings.max_new_tokens
-    return _AUTO_NEW_TOKENS[style] if limit == "auto" else int(limit)
 
 
 def _reply(encoder: Encoder, ids: list[int]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlmft.evaluation import terms
+from vlmft.evaluation import judge, terms
 from vlmft.evaluation.ablations import shows_other_pictures
 from vlmft.evaluation.comparison import compare
 from vlmft.evaluation.predictions import generation_of, predictions_file, read_predictions
@@ -56,8 +56,18 @@ def score_set(run: Path, name: str, protocols: Sequence[str], generation: str, *
     real = read_predictions(predictions_file(run, name.partition(".")[0])) if shows_other_pictures(name) else []
     if {row["id"] for row in real} & {row["id"] for row in records}:
         entry["difference"] = {protocol: compare(records, real, protocol) for protocol in named}
+    if judgements := judge.summary(run, name, records, named):
+        entry["judge"] = judgements
     kept = {key: value for key, value in before.items() if key in FACTS}
     evaluations[name] = {**entry, "generation": generation, "scoring": scoring_hash(), **kept, **facts}
+    update(run, evaluations=evaluations)
+
+
+def judged(run: Path, name: str) -> None:
+    """Add what was judged of a set to its scores, which stay as they are."""
+    evaluations = read(run)["evaluations"]
+    entry = evaluations[name]
+    entry["judge"] = judge.summary(run, name, read_predictions(predictions_file(run, name)), list(entry["scores"]))
     update(run, evaluations=evaluations)
 
 

@@ -46,7 +46,7 @@ def score(records: Iterable[Record], protocols: Sequence[str]) -> dict[str, Any]
             columns |= {("groups", name, fact, value): _only(heads, places) for value, places in members.items()}
         if repeated := [n for n, row in enumerate(rows) if row.get("train", {}).get("pair")]:
             columns["without duplicates", name] = _only(heads, set(range(len(rows))) - set(repeated))
-    measured = _measured(columns, clusters)
+    measured = measured_by(columns, clusters)
     return {
         "n": len(rows),
         "images": len({image for row in rows for image in row["images"]}),
@@ -108,7 +108,8 @@ def _ratio(column: Column) -> float | None:
     return sum(pair[0] for pair in column if pair) / below if below else None
 
 
-def _measured(columns: Mapping[tuple[str, ...], Column], clusters: Sequence[int]) -> dict[tuple[str, ...], Any]:
+def measured_by(columns: Mapping[tuple[str, ...], Column], clusters: Sequence[int]) -> dict[tuple[str, ...], Any]:
+    """Each column's value with its interval, as in result.json."""
     import numpy as np
 
     pairs = np.array([[pair or (0.0, 0.0) for pair in column] for column in columns.values()])

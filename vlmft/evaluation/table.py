@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from vlmft.evaluation import judge as judges
 from vlmft.evaluation.ablations import PASSES, shows_other_pictures
 from vlmft.evaluation.answer_kinds import OK
 from vlmft.evaluation.floors import QUESTION_ONLY
@@ -112,6 +113,7 @@ def _remarks(sets: dict[str, Any], evaluations: dict[str, Any]) -> Iterable[str]
         rate = max(scores["unparsed_rate"] for scores in found["scores"].values())
         if rate > MANY_UNPARSED:
             yield f"{name}: {100 * rate:.1f} % of the answers could not be read and count as wrong"
+        yield from judges.lines(name, found)
         for trained, counts in found.get("leakage", {}).items():
             if counts["same_image"]:
                 protocol, scores = next(iter(found["scores"].items()))

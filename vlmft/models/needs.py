@@ -117,7 +117,7 @@ class Needs:
         return Training(replace(resting(shape, width), activations=kept), rows, checkpointed, batch)
 
     def evaluation(self, config: Config) -> Evaluation:
-        from vlmft.evaluation.generate import token_limit
+        from vlmft.chat.prompts import token_limit
 
         shape, (_, width), settings = self.shape(config), types(config), config.eval.generation
         tokens = self.rows.longest + token_limit(config.model.answer_style, settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vlmft.evaluation.ablations import BLANK, SHUFFLED
@@ -33,7 +33,14 @@ def report_md(sweep: Sweep, matrices: Sequence[Matrix]) -> str:
     parts = [f"# {plain(sweep.name)}", _standing(sweep)]
     for matrix in matrices:
         parts += [f"## Protocol {plain(matrix.protocol)}", *_of_protocol(matrix)]
-    parts += [*_failed(sweep, names), *_leakage(sweep), *_smallest(matrices), *_settings(sweep, names), *_made(sweep)]
+    parts += [
+        *_failed(sweep, names),
+        *_judged(sweep, names),
+        *_leakage(sweep),
+        *_smallest(matrices),
+        *_settings(sweep, names),
+        *_made(sweep),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -151,6 +158,32 @@ def _failed(sweep: Sweep, names: dict[str, str]) -> Iterator[str]:
         label = f" ({plain(names[row['run']])})" if row["run"] in names else ""
         error = "\n\n" + "\n".join(f"    {line}" for line in row["error"].splitlines()) if row["error"] else ""
         yield f"{plain(row['run'])}{label}: {row['state']}{error}"
+
+
+def _judged(sweep: Sweep, names: Mapping[str, str]) -> Iterator[str]:
+    found = [
+        (names.get(run.name, run.name), name, judge, of)
+        for run in sweep.runs
+        for name, entry in run.evaluations.items()
+        for judge, of in entry.get("judge", {}).items()
+    ]
+    if found:
+        yield "## What a judge says of open answers"
+        yield table(
+            ["model", "set", "judge", "same as the gold", "open answers", "unreadable", "rule", "agreement", "kappa"],
+            [
+                [
+                    plain(label), plain(name), plain(judge), f"{number(of['value'], '')} "
+                    f"{interval(of['low'], of['high'], '')}", f"{of['judged']:,} of {of['n']:,}",
+                    str(of["unreadable"]), plain(protocol), number(rule["agreement"], ""),
+                    "–" if rule["kappa"] is None else f"{rule['kappa']:.2f}",
+                ]
+                for label, name, judge, of in found
+                for protocol, rule in of["rule"].items()
+            ],
+            names=3,
+        )  # fmt: skip
+        yield "Another model's opinion, beside the scores above and no part of them."
 
 
 def _leakage(sweep: Sweep) -> Iterator[str]:

@@ -21,6 +21,7 @@ STATES = DONE, RUNNING, FAILED, INTERRUPTED, MISSING = "done", "running", "faile
 ERROR_LINES = 5
 # What changes neither the weights nor the answers, or only where they are made.
 _APART = frozenset({"task", "paths", "hardware", "label", "tracking", "force", "runs", "check", "log_level"})
+_OF_SERVERS = ("eval.url", "eval.api_key_env", "eval.concurrency", "eval.retries", "eval.timeout", "eval.judge.")
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class Run:
         """What decides about the run, by dotted key, and the names of a mixture's members."""
         kept = {key: value for key, value in self.config.items() if key not in _APART}
         members = (kept.get("dataset") or {}).get("sets")
-        return dict(_flat(kept)) | ({"dataset.sets": ", ".join(members)} if members else {})
+        found = {key: value for key, value in _flat(kept) if not key.startswith(_OF_SERVERS)}
+        return found | ({"dataset.sets": ", ".join(members)} if members else {})
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:

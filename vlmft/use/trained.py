@@ -18,7 +18,7 @@ from vlmft.evaluation.runs import trained
 from vlmft.fetch import make_ready, model_folder
 from vlmft.hardware import child_environment, decide
 from vlmft.models import adapters
-from vlmft.schema import Config, Device, Hardware, Model, QuestionSet, SplitModel, Task, read_config
+from vlmft.schema import Backend, Config, Device, Hardware, Model, QuestionSet, SplitModel, Task, read_config
 
 if TYPE_CHECKING:
     from vlmft.chat.encode import Encoder
@@ -37,6 +37,8 @@ def config_of(folder: Path, model: str | None = None) -> tuple[Path, Config]:
             raise DataError(
                 f"{folder} has no final/: its training is not done. Start its own command again until it is"
             )
+        if read_config(folder / "config.yaml").eval.backend is Backend.server:
+            raise ConfigError(f"{folder} has what a server answered, and no weights: name a run that has them")
         if model:
             raise ConfigError(f"--model: {folder} is a run and has its own; leave it out")
         return run_of(folder, Config())

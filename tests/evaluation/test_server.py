@@ -1,0 +1,352 @@
+"""What is sent to a server, when it is sent again, when it is not, and what is kept of the replies."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT
+from tests.evaluation.chat_server import refused, said, serving, words
+from vlmft.cli import main
+from vlmft.data import images
+from vlmft.data.question import OPEN, Question, Turn
+from vlmft.errors import ConfigError, DataError
+from vlmft.evaluation import served, server
+from vlmft.evaluation.answers import UNCLOSED_THINK, parse_record
+from vlmft.evaluation.predictions import predictions_file, read_predictions
+from vlmft.evaluation.server import Server, ask_all, look
+from vlmft.identity import evaluated_name
+from vlmft.schema import AnswerStyle, Config, Generation
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_FIRST_PAUSE", 0.01)
+
+
+def at(url: str, **changed: Any) -> Server:
+    said = {"place": "eval", "url": url, "model": "m", "key_env": "NO_SUCH_KEY", "concurrency": 4, "retries": 3}
+    return Server(**{**said, "timeout": 5.0, **changed})  # type: ignore[arg-type]
+
+
+def ask(to: Server, count: int = 1) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    asked = ((str(n), {"messages": [{"role": "user", "content": f"q{n}"}]}) for n in range(count))
+    ask_all(to, asked, found.__setitem__)
+    return found
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503])
+def test_what_may_pass_is_asked_again(status: int) -> None:
+    with serving(lambda body, n: refused(status, "busy") if n < 2 else said("yes")) as chat:
+        assert ask(at(chat.url))["0"] == {
+            "raw": "yes", "tokens": 3, "finish_reason": "stop", "think_prefilled": False
+        }  # fmt: skip
+        assert len(chat.requests) == 3
+
+
+def test_a_request_that_fails_each_time_is_an_error_that_says_why() -> None:
+    with (
+        serving(lambda body, n: refused(503, "out of memory")) as chat,
+        pytest.raises(DataError, match=r"question 0 has no answer after 4 tries, .*status 503: out of memory"),
+    ):
+        ask(at(chat.url))
+    assert len(chat.requests) == 4
+
+
+def test_a_reply_that_was_broken_off_is_no_answer() -> None:
+    with (
+        serving(lambda body, n: said("ye", "abort")) as chat,
+        pytest.raises(DataError, match="broken off, finish_reason abort"),
+    ):
+        ask(at(chat.url, retries=1))
+
+
+def test_a_server_that_asks_to_wait_is_waited_for() -> None:
+    with serving(lambda body, n: refused(429, "slow down", Retry_After="1") if n == 0 else said("yes")) as chat:
+        ask(at(chat.url))
+        assert chat.times[1] - chat.times[0] >= 1
+    with (
+        serving(lambda body, n: refused(429, "slow down", Retry_After="3600")) as chat,
+        pytest.raises(DataError, match=r"asks to wait 3600 s, which is more than eval\.timeout=5"),
+    ):
+        ask(at(chat.url))
+
+
+def test_a_slow_reply_is_given_up_and_asked_for_again() -> None:
+    def slow(body: dict[str, Any], n: int) -> Any:
+        if n == 0:
+            time.sleep(1)
+        return said("yes")
+
+    with serving(slow) as chat:
+        assert ask(at(chat.url, timeout=0.3))["0"]["raw"] == "yes"
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 422])
+def test_a_refusal_stops_at_once_in_the_servers_words(status: int) -> None:
+    with (
+        serving(lambda body, n: refused(status, "this is wrong"), models=("other", "another")) as chat,
+        pytest.raises(DataError, match=f"question 0 was refused with status {status}: this is wrong") as told,
+    ):
+        ask(at(chat.url))
+    assert len(chat.requests) == 1 and chat.url in str(told.value)
+    if status in (400, 404):
+        assert "eval.served_model is m; its /models has other, another" in str(told.value)
+    if status == 401:
+        assert "the environment variable NO_SUCH_KEY (eval.api_key_env) is not set" in str(told.value)
+
+
+def test_a_url_without_its_end_is_told() -> None:
+    with serving(lambda body, n: said("yes"), models=()) as chat, pytest.raises(DataError, match="ends in /v1"):
+        ask(at(chat.url.removesuffix("/v1")))
+
+
+@pytest.mark.parametrize("body", ["<html>", "{}", '{"choices": []}', '{"choices": [{"message": null}]}'])
+def test_what_is_no_chat_completion_is_an_error(body: str) -> None:
+    with serving(lambda _, n: (200, body, {})) as chat, pytest.raises(DataError, match="is no chat completion"):
+        ask(at(chat.url))
+
+
+def test_the_key_goes_to_the_server_and_into_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "secret-123")
+    with (
+        serving(lambda body, n: refused(400, "bad key secret-123")) as chat,
+        pytest.raises(DataError) as told,
+    ):
+        ask(at(chat.url, key_env="MY_KEY"))
+    assert chat.headers[0]["authorization"] == "Bearer secret-123" and "secret" not in str(told.value)
+
+
+def test_no_more_are_asked_at_a_time_than_said() -> None:
+    def slow(body: dict[str, Any], n: int) -> Any:
+        time.sleep(0.05)
+        return said(words(body))
+
+    with serving(slow) as chat:
+        found = ask(at(chat.url, concurrency=3), 12)
+    assert {name: reply["raw"] for name, reply in found.items()} == {str(n): f"q{n}" for n in range(12)}
+    assert chat.most_at_once == 3
+
+
+def test_where_nothing_answers_it_is_said() -> None:
+    with pytest.raises(DataError, match=r"eval\.url=http://127\.0\.0\.1:9/v1: no server answers there"):
+        look(at("http://127.0.0.1:9/v1"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "raw"),
+    [
+        (said("yes", reasoning_content="hm"), "<think>hm</think>yes"),
+        (said("yes", reasoning="hm"), "<think>hm</think>yes"),
+        (said(None, "length", reasoning_content="hm"), "<think>hm"),
+        (said(None, reasoning_content="hm"), "<think>hm</think>"),
+        (said(None), ""),
+    ],
+)
+def test_thoughts_that_a_server_splits_off_are_kept(answer: Any, raw: str) -> None:
+    with serving(lambda body, n: answer) as chat:
+        reply = ask(at(chat.url))["0"]
+    assert reply["raw"] == raw
+    if reply["finish_reason"] == "length":
+        assert parse_record(reply | {"answer_type": OPEN}).status == UNCLOSED_THINK
+
+
+def draw(file: Path, mode: str = "RGB", **options: Any) -> Path:
+    image = Image.linear_gradient("L").resize((24, 16)).convert(mode)
+    image.save(file, **options)
+    return file
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "options", "as_it_is"),
+    [
+        ("a.png", "RGB", {}, True), ("a.png", "L", {}, True), ("a.jpg", "RGB", {}, True),
+        ("a.webp", "RGB", {"lossless": True}, True), ("a.png", "RGBA", {}, False), ("a.png", "P", {}, False),
+        ("a.bmp", "RGB", {}, False), ("a.jpg", "CMYK", {}, False), ("a.jpg", "RGB", {"exif": turned()}, False),
+    ],
+)  # fmt: skip
+def test_a_data_url_shows_what_a_model_here_is_shown(
+    name: str, mode: str, options: dict[str, Any], as_it_is: bool, tmp_path: Path
+) -> None:
+    file = draw(tmp_path / name, mode, **options)
+    head, _, content = served.data_url(str(file)).partition(",")
+    sent = base64.b64decode(content)
+    assert head == f"data:image/{'jpeg' if as_it_is and name == 'a.jpg' else name[2:] if as_it_is else 'png'};base64"
+    assert (sent == file.read_bytes()) is as_it_is
+    with Image.open(io.BytesIO(sent)) as shown:
+        assert list(shown.convert("RGB").getdata()) == list(images.load((str(file), None)).getdata())
+
+
+def question(id: str, text: str, *pictures: Path, before: tuple[Turn, ...] = ()) -> Question:
+    return Question(id, "s", tuple(map(str, pictures)), (*before, Turn(text, "gold")), OPEN)
+
+
+def test_messages_are_those_of_a_model_here(tmp_path: Path) -> None:
+    first, second = draw(tmp_path / "1.png"), draw(tmp_path / "2.png", "L")
+    assert served.messages(question("1", "Why?"), AnswerStyle.plain) == [{"role": "user", "content": "Why?"}]
+    asked = question("2", "What?", first, before=(Turn("Is it?", "yes"),))
+    found = served.messages(asked, AnswerStyle.answer)
+    assert [one["role"] for one in found] == ["user", "assistant", "user"]
+    assert found[0]["content"][0]["image_url"]["url"] == served.data_url(str(first))
+    assert found[0]["content"][1] == {"type": "text", "text": "Is it?"}
+    assert (found[1]["content"], found[2]["content"]) == ("<answer>yes</answer>", "What?")
+    marked = served.messages(question("3", "<image>or<image>?", first, second), AnswerStyle.plain)[0]["content"]
+    assert [part["type"] for part in marked] == ["image_url", "text", "image_url", "text"]
+    for wrong in (question("4", "<image>", first, second), question("4", "<image><image>", first)):
+        with pytest.raises(DataError, match="question 4 of s"):
+            served.messages(wrong, AnswerStyle.plain)
+
+
+def test_greedy_unless_told_otherwise() -> None:
+    assert served.fields(AnswerStyle.plain, Generation()) == {"max_tokens": 64, "temperature": 0}
+    drawn = Generation(max_new_tokens=9, do_sample=True, temperature=0.7)
+    assert served.fields(AnswerStyle.think, drawn) == {"max_tokens": 9, "temperature": 0.7}
+
+
+def test_what_was_answered_before_a_failure_is_kept(tmp_path: Path) -> None:
+    pictures = [draw(tmp_path / f"{n}.png") for n in range(3)]
+    questions = [question(str(n), f"q{n}", pictures[n % 3]) for n in range(9)]
+    file, progress = predictions_file(tmp_path, "s"), []
+
+    def predict(url: str) -> list[dict[str, Any]]:
+        one = at(url, concurrency=1, retries=0)
+        given = served.fields(AnswerStyle.plain, Generation())
+        return served.predict(
+            one,
+            questions,
+            questions,
+            given,
+            AnswerStyle.plain,
+            file,
+            "g",
+            progress.append,
+            [{"n": n} for n in range(9)],
+        )
+
+    def dies(body: dict[str, Any], n: int) -> Any:
+        return said(words(body)) if n < 5 else refused(500, "dead")
+
+    with serving(dies) as chat, pytest.raises(DataError, match="question 7 has no answer"):
+        predict(chat.url)
+    assert not file.exists() and chat.texts() == ["q0", "q3", "q6", "q1", "q4", "q7"], "those of a picture together"
+    with serving(lambda body, n: said(words(body))) as chat:
+        records = predict(chat.url)
+    assert sorted(chat.texts()) == ["q2", "q5", "q7", "q8"] and progress[-1] == 9
+    assert records == read_predictions(file)
+    assert [(row["id"], row["raw"], row["train"]) for row in records] == [(str(n), f"q{n}", {"n": n}) for n in range(9)]
+
+
+SERVED = ("task=eval", "eval.backend=server", "eval.served_model=lab/model-1", "eval=demo", "eval.max_rows=6")
+
+
+def test_a_run_of_a_server(command: Command, tmp_path: Path) -> None:
+    def yes_or_dead(body: dict[str, Any], n: int) -> Any:
+        return said("yes") if n < 8 else refused(400, "too long")
+
+    with serving(yes_or_dead, models=("lab/model-1",)) as chat:
+        done = command(*SERVED, f"eval.url={chat.url}", "eval.concurrency=1")
+    assert done.returncode == 1 and "refused with status 400: too long" in done.stderr, done.stderr
+    assert len(chat.requests) == 9
+    with serving(lambda body, n: said("yes"), models=("lab/model-1",)) as chat:
+        again = command(*SERVED, f"eval.url={chat.url}")
+    assert again.returncode == 0, again.stderr
+    (run,) = (tmp_path / "outputs").glob("model-1-server-*")
+    records = [row for file in run.glob("predictions_*.jsonl") for row in read_predictions(file)]
+    assert len(chat.requests) == len(records) - 8 and {row["raw"] for row in records} == {"yes"}
+    assert chat.requests[0]["model"] == "lab/model-1" and chat.requests[0]["temperature"] == 0
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    assert set(json.loads((run / "result.json").read_text())["evaluations"]) == {"demo_ct", "demo_xray", "demo_path"}
+    attempt = json.loads((run / "provenance.json").read_text())["attempts"][-1]
+    assert attempt["server"]["model"] == {"id": "lab/model-1"}
+    skipped = command(*SERVED, "eval.url=http://localhost:9/v1")
+    assert skipped.returncode == 0 and "nothing to do" in skipped.stdout, "nor is a server needed for what is done"
+    main(["rescore", str(run)])
+    main(["report", str(run), "--out", str(tmp_path / "report"), "--no-images"])
+    assert "1 of 1 runs done" in (tmp_path / "report" / "report.md").read_text()
+    for told in (
+        command("task=eval", f"runs=[{run}]", "eval=demo", "eval.max_rows=7").stderr,
+        command("task=eval", f"runs=[{run}]", "eval.backend=server", "eval.url=http://localhost:9/v1",
+                "eval.served_model=m").stderr,
+    ):  # fmt: skip
+        assert "eval.served_model=" in told or "does not go with runs=" in told
+    with pytest.raises(SystemExit):
+        main(["ask", str(run), "--question", "Is it?"])
+
+
+def test_what_decides_the_name_of_a_servers_run(composed: Callable[..., Config]) -> None:
+    plain = ("task=eval", "eval.backend=server", "eval=demo", "eval.url=http://a/v1", "eval.served_model=lab/m")
+    name = evaluated_name(composed(*plain))
+    assert name.startswith("m-server-")
+    for same in ("eval.url=http://b:9/v1", "eval.concurrency=1", "eval.judge.api_key_env=K"):
+        assert evaluated_name(composed(*plain, same)) == name
+    for other in ("eval.served_model=other/m", "model=glm41v", "eval.request.skip_special_tokens=false"):
+        assert evaluated_name(composed(*plain, other)) != name
+
+
+def test_a_sweep_over_served_models(command: Command, tmp_path: Path) -> None:
+    with serving(lambda body, n: said(body["model"]), models=("a", "b")) as chat:
+        done = command("-m", *SERVED, f"eval.url={chat.url}", "eval.served_model=a,b", "sweep=both")
+    assert done.returncode == 0, done.stderr
+    report = (tmp_path / "multirun_reports" / "both" / "report.md").read_text()
+    assert "2 of 2 runs done" in report and "a" in report
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("eval.url=null",), ["eval.url should say where the server is", "http://localhost:8000/v1"]),
+        (("eval.served_model=null",), ["eval.served_model should be the model's name"]),
+        (("task=train",), ["eval.backend=server is for task=eval"]),
+        (("eval.url=localhost:8000/v1",), ["should begin with http://"]),
+        (("eval.url=http://me:pw@a/v1",), ["eval.url: a name, a password", "eval.api_key_env names"]),
+        (("eval.url=http://a/v1/chat/completions",), ["leave /chat/completions out"]),
+        (("eval.closed=likelihood",), ["eval.closed=likelihood needs the model here"]),
+        (("eval.backend=transformers",), ["eval.url is of a server", "eval.served_model is of a server"]),
+        (("eval.judge.url=http://a/v1",), ["eval.judge.served_model should name the model"]),
+        (("eval.judge.served_model=j",), ["eval.judge.url should say where"]),
+        (("eval.api_key_env=sk-123",), ["should be the name of an environment variable"]),
+        (("eval.request.max_tokens=3",), ["eval.request.max_tokens is said by eval.generation.max_new_tokens"]),
+        (("eval.request.temprature=1",), ["eval.request.temprature", "temperature"]),
+        (("runs=[a]", "method=qlora4"), ["does not go with runs=", "method.quantization"]),
+        (("hardware.processes=2", "eval.concurrency=0", "eval.retries=-1", "eval.timeout=0"),
+         ["asked by one process", "eval.concurrency=0", "eval.retries=-1", "eval.timeout=0"]),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant_is_named(
+    arguments: tuple[str, ...], told: list[str], composed: Callable[..., Config]
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        composed(*SERVED, "eval.url=http://localhost:8000/v1", *arguments)
+    for words_ in told:
+        assert words_ in str(error.value)
+    assert "me:pw" not in str(error.value) and "sk-123" not in str(error.value)
+
+
+def test_a_server_that_is_not_there_leaves_nothing(command: Command, tmp_path: Path) -> None:
+    done = command(*SERVED, "eval.url=http://localhost:9/v1")
+    assert done.returncode == 1 and "eval.url=http://localhost:9/v1: no server answers there" in done.stderr
+    assert not list(tmp_path.glob("outputs/*-server-*"))
+
+
+def test_no_torch_is_loaded(tmp_path: Path) -> None:
+    code = "import sys; import vlmft.worker, vlmft.evaluation.served, vlmft.run; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

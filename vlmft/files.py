@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,6 +88,24 @@ def whole_folder(folder: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def made_once(folder: Path, marker: str, kind: str, recipe: int, make: Callable[[Path], object]) -> bool:
+    """Fill `folder` by `make` and mark what it is, unless that was done by this recipe; an older one's is made anew.
+
+    False where the folder holds something else, which is left alone.
+    """
+    if folder.exists():
+        found = read_json(folder / marker) or {}
+        if found.get("kind") != kind:
+            return False
+        if found["recipe"] == recipe:
+            return True
+        shutil.rmtree(folder)
+    with whole_folder(folder) as fresh:
+        make(fresh)
+        write_json(fresh / marker, {"kind": kind, "recipe": recipe})
+    return True
 
 
 def disk_full(error: BaseException | None) -> bool:

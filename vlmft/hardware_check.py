@@ -38,8 +38,11 @@ def problems(config: Config) -> Iterable[str]:
     """A message for each setting that another one contradicts, or that cannot be meant."""
     hardware = config.hardware
     yield from _processes(config)
-    yield from _deepspeed(hardware)
-    yield from _fsdp(hardware)
+    yield from _without_effect(hardware)
+    if hardware.strategy is Strategy.deepspeed:
+        yield from _deepspeed(hardware.deepspeed)
+    if hardware.strategy is Strategy.fsdp:
+        yield from _fsdp(hardware.fsdp)
     yield from slurm.problems(hardware)
     if hardware.split_model is SplitModel.auto and config.task is Task.eval and _many(hardware):
         yield "hardware.split_model=auto is one process over all GPUs in sight; leave out hardware.processes and nodes"
@@ -71,12 +74,16 @@ def _processes(config: Config) -> Iterable[str]:
         )
 
 
-def _deepspeed(hardware: Hardware) -> Iterable[str]:
-    settings = hardware.deepspeed
-    if hardware.strategy is not Strategy.deepspeed:
-        if settings:
-            yield f"hardware.deepspeed has no effect with hardware.strategy={hardware.strategy.value}; leave it out"
-        return
+def _without_effect(hardware: Hardware) -> Iterable[str]:
+    for strategy, settings in ((Strategy.deepspeed, hardware.deepspeed), (Strategy.fsdp, hardware.fsdp)):
+        if settings and hardware.strategy is not strategy:
+            yield (
+                f"hardware.{strategy.value} has no effect with hardware.strategy={hardware.strategy.value}; "
+                "leave it out"
+            )
+
+
+def _deepspeed(settings: dict[str, Any]) -> Iterable[str]:
     zero: dict[str, Any] = settings.get("zero_optimization") or {}
     stage = zero.get("stage")
     if stage not in (1, 2, 3):
@@ -95,12 +102,7 @@ def _deepspeed(hardware: Hardware) -> Iterable[str]:
         )
 
 
-def _fsdp(hardware: Hardware) -> Iterable[str]:
-    settings = hardware.fsdp
-    if hardware.strategy is not Strategy.fsdp:
-        if settings:
-            yield f"hardware.fsdp has no effect with hardware.strategy={hardware.strategy.value}; leave it out"
-        return
+def _fsdp(settings: dict[str, Any]) -> Iterable[str]:
     for key in settings:
         if key not in _FSDP:
             yield f"hardware.fsdp.{key}: there is no such key.{nearest(key, _FSDP)}"

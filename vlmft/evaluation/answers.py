@@ -7,7 +7,7 @@ The rule never guesses: a text that is not clearly an answer is unparsed, and wh
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vlmft.data.question import CLOSED, MULTIPLE_CHOICE, VQA
@@ -122,14 +122,9 @@ def _answer_span(text: str, *, closed_only: bool) -> tuple[str, bool]:
 def _last_box(text: str) -> str | None:
     """The inside of the box that opens last, of those that are closed; None without one."""
     best: tuple[int, str] | None = None
-    stack: list[re.Match[str]] = []
-    for brace in _BRACE.finditer(text):
-        if brace[0] != "}":
-            stack.append(brace)
-        elif stack:
-            opening = stack.pop()
-            if opening[0] != "{" and (best is None or opening.start() > best[0]):
-                best = opening.start(), text[opening.end() : brace.start()]
+    for opening, closing in _pairs(_BRACE, text):
+        if best is None or opening.start() > best[0]:
+            best = opening.start(), text[opening.end() : closing.start()]
     end = text.rfind(_BOX_CLOSE)
     start = text.rfind(_BOX_OPEN, 0, end) if end >= 0 else -1
     if start >= 0 and (best is None or start > best[0]):
@@ -140,19 +135,20 @@ def _last_box(text: str) -> str | None:
     return _without_text_macros(_BOX_TOKEN.sub("", best[1]))
 
 
-def _without_text_macros(text: str) -> str:
-    """`text` with every closed `\\text{…}` and its like replaced by what it holds."""
-    gone: list[tuple[int, int]] = []
+def _pairs(braces: re.Pattern[str], text: str) -> Iterator[tuple[re.Match[str], re.Match[str]]]:
+    """Each opening with its closing brace, as they are closed, but for plain braces."""
     stack: list[re.Match[str]] = []
-    for brace in _TEXT_BRACE.finditer(text):
+    for brace in braces.finditer(text):
         if brace[0] != "}":
             stack.append(brace)
-        elif stack:
-            opening = stack.pop()
-            if opening[0] != "{":
-                gone += [opening.span(), brace.span()]
+        elif stack and (opening := stack.pop())[0] != "{":
+            yield opening, brace
+
+
+def _without_text_macros(text: str) -> str:
+    """`text` with every closed `\\text{…}` and its like replaced by what it holds."""
     kept, end = [], 0
-    for start, stop in sorted(gone):
+    for start, stop in sorted(brace.span() for pair in _pairs(_TEXT_BRACE, text) for brace in pair):
         kept.append(text[end:start])
         end = stop
     return "".join([*kept, text[end:]])

@@ -101,11 +101,7 @@ def _of_run(folder: Path) -> Config:
 
 def _base_of(adapter: Path, chosen: Model) -> Model:
     """The model that an adapter was trained on, asked as `chosen` is. DataError where it is not here."""
-    file = adapter / adapters.CONFIG
-    try:
-        said = read_json(file)
-    except ValueError as error:
-        raise DataError(f"{file} is no JSON: {error}") from error
+    file, said = adapter / adapters.CONFIG, adapters.said(adapter)
     base, revision = said.get("base_model_name_or_path"), said.get("revision")
     if not base:
         raise DataError(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmft.errors import DataError
+from vlmft.files import read_json
 from vlmft.schema import Method, Model
 
 CONFIG = "adapter_config.json"
@@ -29,6 +30,16 @@ def lora_config(method: Method, model: Model) -> Any:
 
 def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
+
+
+def said(folder: Path) -> dict[str, Any]:
+    """What an adapter's file says of it; DataError where it is no JSON."""
+    file = folder / CONFIG
+    try:
+        found: dict[str, Any] = read_json(file)
+    except ValueError as error:
+        raise DataError(f"{file} is no JSON: {error}") from error
+    return found
 
 
 def load_adapter(model: Any, folder: Path) -> Any:

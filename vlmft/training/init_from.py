@@ -174,11 +174,7 @@ def _refuse_other_run(run: Path, model: Model) -> None:
 
 def _refuse_other_base(adapter: Path, model: Model) -> None:
     """Nothing but its own file says what an adapter that no run made was trained on."""
-    file = adapter / adapters.CONFIG
-    try:
-        said = read_json(file)
-    except ValueError as error:
-        raise DataError(f"{file} is no JSON: {error}") from error
+    said = adapters.said(adapter)
     trained = replace(model, path=said.get("base_model_name_or_path") or "", revision=said.get("revision"))
     if place(trained) not in (place(model), (place(model)[0], None)):
         raise DataError(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from vlmft.errors import DataError
-from vlmft.files import read_json, whole_folder, write_json
+from vlmft.files import made_once
 from vlmft.schema import Config
 
 RECIPE = 2  # of what is drawn and asked; raise it with every change to that
@@ -28,16 +27,8 @@ def write_sample(kind: str, folder: str | os.PathLike[str]) -> Path:
     if kind not in KINDS:
         raise DataError(f"there is no drawn sample {kind!r}; there are {', '.join(KINDS)}.")
     try:
-        if folder.exists():
-            found = read_json(folder / MARKER) or {}
-            if found.get("kind") != kind:
-                raise DataError(f"{folder} is not the drawn sample {kind}: remove it, or choose another folder.")
-            if found["recipe"] == RECIPE:
-                return folder
-            shutil.rmtree(folder)
-        with whole_folder(folder) as fresh:
-            _writer(kind)(fresh)
-            write_json(fresh / MARKER, {"kind": kind, "recipe": RECIPE})
+        if not made_once(folder, MARKER, kind, RECIPE, lambda fresh: _writer(kind)(fresh)):
+            raise DataError(f"{folder} is not the drawn sample {kind}: remove it, or choose another folder.")
     except OSError as error:
         raise DataError(f"cannot draw the sample {kind} into {folder}: {error}. Choose another folder.") from error
     return folder

@@ -7,17 +7,17 @@ loads the real model.
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from pathlib import Path
 
 from vlmft import ranks
 from vlmft.errors import DataError
-from vlmft.files import read_json, whole_folder, write_json
+from vlmft.files import made_once, read_json
 from vlmft.models.tiny import glm, llama, qwen
 
 # A twin is a function of this number and of torch's generator; raise it whenever what is written changes.
 RECIPE = 2
+MARKER = "tiny.json"
 _PATIENCE = 300  # seconds
 _SPREAD = 0.08  # of the weights; at the usual 0.02 so small a model barely learns
 WRITERS = {
@@ -38,20 +38,15 @@ def write_tiny(kind: str, folder: str | os.PathLike[str]) -> Path:
     folder = Path(folder).expanduser()
     if kind not in WRITERS:
         raise DataError(f"model.tiny={kind}: there is no such twin; there are {', '.join(sorted(WRITERS))}")
-    marker = folder / "tiny.json"
     if not ranks.first():  # transformers saves on the first process alone
-        _await(marker)
-    if folder.exists():
-        found = read_json(marker) or {}
-        if found.get("kind") != kind:
-            raise DataError(f"{folder} is not the tiny twin {kind}: remove it, or set model.path to another folder")
-        if found["recipe"] == RECIPE:
-            return folder
-        shutil.rmtree(folder)
-    with whole_folder(folder) as fresh:
+        _await(folder / MARKER)
+
+    def write(fresh: Path) -> None:
         WRITERS[kind](fresh)
         _draw_weights(fresh / "model.safetensors")
-        write_json(fresh / marker.name, {"kind": kind, "recipe": RECIPE})
+
+    if not made_once(folder, MARKER, kind, RECIPE, write):
+        raise DataError(f"{folder} is not the tiny twin {kind}: remove it, or set model.path to another folder")
     return folder
 
 

@@ -93,7 +93,21 @@ def prepare(config: Config, run: Path, status: Status) -> Prepared:
         with engines.loading(config.hardware, decisions):
             model = init_from.load(config, decisions.load_dtype, run)
     freeze(model, **vars(config.model.freeze))
+    if config.method.peft is None and stream is None and not any(row.images for row in rows.rows):
+        _freeze_what_sees(model)
     return Prepared(split, encoder, rows, held_out, tests, decisions, model, stream)
+
+
+def _freeze_what_sees(model: Any) -> None:
+    """Where no row shows a picture, nothing reaches these weights; trained ones would cost memory all the same."""
+    from vlmft.models.load import freeze, part_of
+    from vlmft.models.quantized import elements
+
+    seeing = [w for name, w in model.named_parameters() if w.requires_grad and part_of(name) != "llm"]
+    if seeing:
+        freeze(model, vision=True, projector=True, llm=False)
+        count = sum(map(elements, seeing))
+        logger.info("training  no row shows a picture: the %s weights that see stay as they are", f"{count:,}")
 
 
 def _with_reference(

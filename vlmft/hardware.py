@@ -162,8 +162,9 @@ def decide(model: Model, method: Method, hardware: Hardware) -> Decisions:
 def micro_batch(batch_size: int, wanted: Any, ranks: int, cuda: bool) -> int:
     """Questions per forward pass and rank, so that micro-batch x ranks x accumulation is `batch_size` exactly."""
     if batch_size < 1 or batch_size % ranks:
-        legal = [max(1, batch_size // ranks) * ranks, (batch_size // ranks + 1) * ranks]
-        raise DataError(f"method.batch_size={batch_size} does not divide over {ranks} ranks; nearest: {legal}")
+        legal = {max(1, batch_size // ranks) * ranks, max(1, batch_size // ranks + 1) * ranks}
+        nearest = " or ".join(map(str, sorted(legal)))
+        raise DataError(f"method.batch_size={batch_size} does not divide over {ranks} ranks; nearest: {nearest}")
     per_rank = batch_size // ranks
     possible = divisors(per_rank)
     if wanted == "auto":

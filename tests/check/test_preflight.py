@@ -10,6 +10,7 @@ import pytest
 from vlmft.check import preflight
 from vlmft.check.__main__ import result_of
 from vlmft.check.parts import read_parts, state
+from vlmft.errors import DataError
 from vlmft.schema import BadRows, Config, OverLong
 
 LIMIT = 25  # tokens; some rows of the demo have more
@@ -77,3 +78,16 @@ def test_dropping_turns_errors_into_notes(tmp_path: Path, composed: Callable[...
     assert config.dataset.bad_rows is BadRows.drop
     preflight.before_training(config)
     assert [[found.level for found in part.findings] for part in read_parts(config)] == [["note"], ["note"]]
+
+
+def test_a_set_without_a_usable_row_is_told_once_with_the_reason(
+    tmp_path: Path, composed: Callable[..., Config]
+) -> None:
+    said = [{"from": "human", "value": "Big?"}, {"from": "gpt", "value": "yes"}]
+    (tmp_path / "train.json").write_text(json.dumps([{"image": "gone.png", "conversations": said}] * 2))
+    config = composed("model=tiny_glm41v", "dataset=conversations", f"dataset.path={tmp_path}", "eval=none")
+    with pytest.raises(DataError) as error:
+        preflight.before_training(config)
+    told, rest = str(error.value).splitlines()
+    assert told.startswith("conversations train: no usable rows in ") and "none of its 2 can be used" in told
+    assert "gone.png is not there" in told and rest == "Put them right.", "leaving them out would leave nothing"

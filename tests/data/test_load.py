@@ -96,7 +96,7 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
         load(write(tmp_path, []), "train")
     spec = write(tmp_path, [row("x", answer="")])
     spec.bad_rows = BadRows.drop
-    with pytest.raises(DataError, match="all 1 were dropped"):
+    with pytest.raises(DataError, match="none of its 1 can be used; the first: "):
         load(spec, "train")
 
 

@@ -72,7 +72,9 @@ def _parts(config: Config) -> Iterator[Part]:
         try:
             held_out = validation_sets(config.dataset)
         except DataError as error:
-            yield Part(VALIDATION, "dataset.validation", "", config.dataset, [], _unreadable(error))
+            part = Part(VALIDATION, "dataset.validation", "", config.dataset)
+            part.findings = _unreadable(error, part)
+            yield part
             held_out = []
         for spec, split in held_out:
             yield _read(Part(VALIDATION, spec.name, split, spec), drop, partial(load, spec, split, drop_bad_rows=True))
@@ -88,7 +90,7 @@ def _first_rows(config: Config) -> Part:
     try:
         tally, part.questions = stream.count(dataset, stream.reach(dataset, config.method))
     except DataError as error:
-        part.findings = _unreadable(error)
+        part.findings = _unreadable(error, part)
         return part
     part.more = tally.usable - len(part.questions)
     part.findings = left_out(tally.first, dataset.bad_rows is BadRows.drop, tally.bad)
@@ -102,15 +104,16 @@ def _read(part: Part, drop: bool, read: Callable[[], Loaded]) -> Part:
     try:
         loaded = read()
     except DataError as error:
-        part.findings = _unreadable(error)
+        part.findings = _unreadable(error, part)
         return part
     part.questions = loaded.questions
     part.findings = left_out(loaded.dropped, drop or part.spec.bad_rows is BadRows.drop)
     return part
 
 
-def _unreadable(error: DataError) -> list[Finding]:
-    return [Finding(ERROR, str(error), 0, ())]
+def _unreadable(error: DataError, part: Part) -> list[Finding]:
+    """The error, without the part's name where that begins it: a finding stands behind it."""
+    return [Finding(ERROR, str(error).removeprefix(f"{part.name}: "), 0, ())]
 
 
 def state(parts: Iterable[Part]) -> list[Any]:

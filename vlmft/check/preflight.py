@@ -41,7 +41,8 @@ def before_training(config: Config) -> None:
     wrong = [(part, found) for part in parts for found in part.findings if found.level == findings.ERROR]
     if wrong:
         lines = (f"{part.name}: {_told(found.as_dict(), SHOWN)}" for part, found in wrong)
-        raise DataError("\n".join([*lines, "Put them right, or leave rows out with dataset.bad_rows=drop."]))
+        rest = ", or leave rows out with dataset.bad_rows=drop" if all(part.total for part, _ in wrong) else ""
+        raise DataError("\n".join([*lines, f"Put them right{rest}."]))
     rows = " and ".join(f"{_total(parts, test):,} {name}" for test, name in ((False, "training"), (True, "test")))
     odd = sum(found.count for part in parts for found in part.findings if found.level == findings.WARNING)
     remarks = f"; {odd:,} remarks on them, which task=check shows" if odd else ""

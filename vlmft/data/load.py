@@ -91,7 +91,7 @@ def load(
     if not rows and (spec.tasks or spec.modalities):
         raise DataError(f"{name}: {_nothing_chosen(spec, module.read(spec, split))}")
     if not questions:
-        lost = f" (all {len(dropped)} were dropped; the first: {dropped[0]})" if dropped else ""
+        lost = f" (none of its {len(dropped)} can be used; the first: {dropped[0]})" if dropped else ""
         raise DataError(f"{name}: no usable rows in {place}{lost}.")
     share = max(1, round(percent / 100 * len(questions)))
     most = share if limit is None else min(limit, share)

@@ -127,6 +127,7 @@ def test_without_a_judge_nothing_is_asked(run: Path) -> None:
     assert not judge_set(run, "s", Eval()) and not judgements_file(run, "s").exists()
 
 
+@pytest.mark.slow
 def test_a_served_model_and_its_judge_in_one_command(
     command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

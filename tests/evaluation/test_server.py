@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -258,6 +259,7 @@ def test_what_was_answered_before_a_failure_is_kept(tmp_path: Path) -> None:
 SERVED = ("task=eval", "eval.backend=server", "eval.served_model=lab/model-1", "eval=demo", "eval.max_rows=6")
 
 
+@pytest.mark.slow
 def test_a_run_of_a_server(command: Command, tmp_path: Path) -> None:
     def yes_or_dead(body: dict[str, Any], n: int) -> Any:
         return said("yes") if n < 8 else refused(400, "too long")
@@ -347,6 +349,33 @@ def test_a_server_that_is_not_there_leaves_nothing(command: Command, tmp_path: P
     assert not list(tmp_path.glob("outputs/*-server-*"))
 
 
-def test_no_torch_is_loaded(tmp_path: Path) -> None:
-    code = "import sys; import vlmft.worker, vlmft.evaluation.served, vlmft.run; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+def test_no_torch_is_loaded(command: Command, tmp_path: Path) -> None:
+    code = "import sys, vlmft.run; from vlmft.worker import main; code = main(sys.argv[1:]); "
+    code += "assert not {'torch', 'transformers', 'datasets'} & sys.modules.keys(); sys.exit(code)"
+    with serving(lambda body, n: said("yes"), models=("lab/model-1",)) as chat:
+        assert command(*SERVED, f"eval.url={chat.url}").returncode == 0
+        (run,) = (tmp_path / "outputs").glob("model-1-server-*")
+        for file in (*run.glob("predictions_*"), run / "result.json"):
+            file.unlink()
+        subprocess.run([sys.executable, "-c", code, str(run)], check=True, cwd=ROOT)
+    assert len(list(run.glob("predictions_*"))) == 3
+
+
+def test_a_word_to_end_is_heeded_while_it_waits(tmp_path: Path) -> None:
+    def slow(body: dict[str, Any], n: int) -> Any:
+        if n:
+            time.sleep(20)
+        return said("yes")
+
+    with serving(slow, models=("lab/model-1",)) as chat:
+        train = [sys.executable, str(ROOT / "train.py"), *SERVED, f"eval.url={chat.url}", "eval.concurrency=2"]
+        process = subprocess.Popen(train, cwd=tmp_path)
+        until = time.monotonic() + 60
+        while len(chat.requests) < 3 and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert process.wait(30) == 130 and time.monotonic() - began < 10
+    (run,) = (tmp_path / "outputs").glob("model-1-server-*")
+    assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
+    assert len(read_predictions(next(run.glob(".predictions_*")))) == 1, "what was answered is kept"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 
+from tests.prepared import Prepared
 from vlmft.config_check import check
 from vlmft.schema import Config, Model
 
@@ -54,19 +55,28 @@ def tiny(composed: Callable[..., Config]) -> Model:
     return model
 
 
-@pytest.fixture
-def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """command("model=…", …): run train.py as a user would, with its outputs below the test's own folder."""
+@pytest.fixture(scope="session")
+def prepared() -> Iterator[Prepared]:
+    interpreter = Prepared()
+    yield interpreter
+    interpreter.end()
 
-    def run(*arguments: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+
+@pytest.fixture
+def command(tmp_path: Path, prepared: Prepared) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """command("model=…", …): run train.py as a user would, with its outputs below the test's own folder.
+
+    Where `env` has something that libraries read as they are imported, all is imported anew.
+    """
+
+    def run(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        environment = os.environ if env is None else env
+        if prepared.fits(environment):
+            return prepared.run(arguments, tmp_path, environment, timeout=300)
         return subprocess.run(
             [sys.executable, str(ROOT / "train.py"), *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            **kwargs,
-        )
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
 
     return run
 

@@ -1,0 +1,175 @@
+"""An interpreter with everything imported, from which commands of train.py and their workers are forked: most of a
+small run's time is imports. What a command does, and in which processes, is the same.
+
+    python tests/prepared.py SOCKET      a request comes with two files for its stdout and stderr
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+OF_ITS_OWN = ("VLMFT_", "TMP", "PYTEST_")  # variables that no library reads as it is imported
+
+
+class Prepared:
+    """The interpreter, seen from the tests; it ends with them."""
+
+    def __init__(self) -> None:
+        self.environment = dict(os.environ)
+        self.ours, theirs = socket.socketpair()
+        command = [sys.executable, __file__, str(theirs.fileno())]
+        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        theirs.close()
+
+    def fits(self, environment: Mapping[str, str]) -> bool:
+        """Whether a command with this environment would have imported the same."""
+        changed = {name for name, _ in environment.items() ^ self.environment.items()}
+        return all(name.startswith(OF_ITS_OWN) for name in changed)
+
+    def run(
+        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        """train.py with these arguments, as subprocess.run would have it. Raises subprocess.TimeoutExpired."""
+        request = {"arguments": list(arguments), "folder": str(folder), "environment": dict(environment)}
+        files = [os.memfd_create(name) for name in ("stdout", "stderr")]
+        socket.send_fds(self.ours, [json.dumps(request).encode() + b"\n"], files)
+        self.ours.settimeout(None)
+        pid = self._number()
+        try:
+            self.ours.settimeout(timeout)
+            code = self._number()
+        except TimeoutError:
+            os.kill(pid, signal.SIGKILL)
+            self.ours.settimeout(None)
+            self._number()
+            raise subprocess.TimeoutExpired(["train.py", *arguments], timeout) from None
+        said = []
+        for file in files:
+            with open(file, "rb") as text:
+                text.seek(0)
+                said.append(text.read().decode())
+        return subprocess.CompletedProcess(["train.py", *arguments], code, *said)
+
+    def _number(self) -> int:
+        return int.from_bytes(self.ours.recv(8, socket.MSG_WAITALL), "big", signed=True)
+
+    def end(self) -> None:
+        self.ours.close()
+        self.process.wait()
+
+
+class Worker(subprocess.Popen[bytes]):
+    """What vlmft/start.py starts: a worker is forked, anything else is started as ever."""
+
+    def _execute_child(self, args: Any, *others: Any) -> None:
+        if args[1] != "-m" or args[2] not in ("vlmft.worker", "vlmft.dry_run"):
+            super()._execute_child(args, *others)  # type: ignore[misc]
+            return
+        environment = others[5]
+        sys.stdout.flush()
+        self.pid = _forked(lambda: _module(args[2], args[3:], environment))
+        self._child_created = True
+
+
+def _module(name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = True  # as the worker has it before it imports anything
+    _become(environment)
+    sys.argv = [name, *arguments]
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def _command(request: dict[str, Any], files: Sequence[int]) -> None:
+    from vlmft import start
+
+    os.chdir(request["folder"])
+    _become(request["environment"])
+    for number, file in enumerate(files, 1):
+        os.dup2(file, number)
+    start.subprocess = SimpleNamespace(Popen=Worker, TimeoutExpired=subprocess.TimeoutExpired)  # type: ignore[assignment]
+    sys.argv = [str(ROOT / "train.py"), *request["arguments"]]
+    sys.path.insert(0, str(ROOT))
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def _become(environment: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def _forked(does: Callable[[], None]) -> int:
+    """The number of a process that does it, and ends as an interpreter does."""
+    if pid := os.fork():
+        return pid
+    code = 0
+    try:
+        does()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(bool(end.code))
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _import_all() -> None:
+    import datasets
+    import hydra
+    import matplotlib.pyplot
+    import sklearn.metrics
+    import transformers
+    from transformers import (  # noqa: F401
+        AutoProcessor,
+        Glm4vForConditionalGeneration,
+        Glm4vMoeForConditionalGeneration,
+        LlamaForCausalLM,
+        MllamaForConditionalGeneration,
+        Qwen3VLForConditionalGeneration,
+        Trainer,
+    )
+    from trl import DPOTrainer, SFTTrainer  # noqa: F401
+
+    import vlmft.run
+    import vlmft.training.trainer
+
+
+def main() -> None:
+    requests = socket.socket(fileno=int(sys.argv[1]))
+    _import_all()
+    atexit._clear()  # what the libraries wanted done at the end of this process is not for those that fork from it
+    while True:
+        text, files, _, _ = socket.recv_fds(requests, 1 << 20, 2)
+        while text and not text.endswith(b"\n"):
+            text += requests.recv(1 << 20)
+        if not text:
+            return
+        request = json.loads(text)
+        pid = _forked(lambda: _command(request, files))  # noqa: B023
+        for file in files:
+            os.close(file)
+        requests.sendall(pid.to_bytes(8, "big", signed=True))
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        requests.sendall(code.to_bytes(8, "big", signed=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -59,6 +59,12 @@ def answers(run: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return {(file.name, row["id"]): row for file in run.glob("predictions_*") for row in read_predictions(file)}
 
 
+def _without(special: list[str], text: str) -> str:
+    for token in special:
+        text = text.replace(token, "")
+    return text.strip()
+
+
 @pytest.mark.parametrize("model", TWINS)
 def test_a_served_model_answers_as_one_that_is_loaded_here(
     model: str, url: str, command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, cache: Path
@@ -73,14 +79,14 @@ def test_a_served_model_answers_as_one_that_is_loaded_here(
         assert done.returncode == 0, done.stderr
     here, served = (answers(next((tmp_path / "outputs").glob(f"{model}-{kind}-*"))) for kind in ("base", "server"))
     assert here.keys() == served.keys() and len(here) > 60
-    # Of what a model says, the server leaves out special tokens, but counts the one at which it stopped.
+    # Whether special tokens stay in what a model says depends on the server's parser for its family (Qwen: they do);
+    # the one at which it stopped is counted.
     added = AutoTokenizer.from_pretrained(twin).added_tokens_decoder.values()
     special = [token.content for token in added if token.special]
     for key, one in here.items():
-        other, text = served[key], one["raw"]
-        for token in special:
-            text = text.replace(token, "")
-        assert other["raw"].strip() == text.strip()
+        other = served[key]
+        heard, said_here = (_without(special, row["raw"]) for row in (other, one))
+        assert heard == said_here
         assert other["tokens"] == one["tokens"] + (one["finish_reason"] != LIMIT)
         # It takes an end that comes with the last token that was allowed for a cut.
         if other["tokens"] < TOKENS or one["finish_reason"] == LIMIT:

@@ -13,8 +13,8 @@ TEST := .venv/.stamp-test
 # A file of tests to each core: tiny models gain nothing from several threads, which would only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-# Modules found through PYTHONPATH would hide the installed ones.
-unexport PYTHONPATH
+# Modules found through PYTHONPATH would hide the installed ones. What is compiled once is kept, for every start after it.
+unexport PYTHONPATH PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow bench lint format clean

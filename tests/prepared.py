@@ -7,20 +7,27 @@ small run's time is imports. What a command does, and in which processes, is the
 from __future__ import annotations
 
 import atexit
+import gc
+import importlib
 import json
+import logging
 import os
+import pkgutil
 import runpy
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import traceback
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+PROGRAMS = ("vlmft.worker", "vlmft.dry_run")  # that are forked
 OF_ITS_OWN = ("VLMFT_", "TMP", "PYTEST_")  # variables that no library reads as it is imported
 
 
@@ -75,7 +82,7 @@ class Worker(subprocess.Popen[bytes]):
     """What vlmft/start.py starts: a worker is forked, anything else is started as ever."""
 
     def _execute_child(self, args: Any, *others: Any) -> None:
-        if args[1] != "-m" or args[2] not in ("vlmft.worker", "vlmft.dry_run"):
+        if args[1] != "-m" or args[2] not in PROGRAMS:
             super()._execute_child(args, *others)  # type: ignore[misc]
             return
         environment = others[5]
@@ -87,7 +94,14 @@ class Worker(subprocess.Popen[bytes]):
 def _module(name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
     from huggingface_hub import constants
 
+    from vlmft import errors
+
     constants.HF_HUB_OFFLINE = True  # as the worker has it before it imports anything
+    errors._failures = None
+    logging.root.handlers.clear()  # Hydra's, of the command
+    logging.root.setLevel(logging.WARNING)
+    for known in map(logging.getLogger, logging.root.manager.loggerDict):
+        known.disabled = False
     _become(environment)
     sys.argv = [name, *arguments]
     runpy.run_module(name, run_name="__main__", alter_sys=True)
@@ -125,6 +139,7 @@ def _forked(does: Callable[[], None]) -> int:
     except BaseException:
         traceback.print_exc()
         code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -132,11 +147,10 @@ def _forked(does: Callable[[], None]) -> int:
 
 
 def _import_all() -> None:
-    import datasets
-    import hydra
-    import matplotlib.pyplot
-    import sklearn.metrics
-    import transformers
+    """What small runs import by and by; most of it is loaded when a name of it is first asked for."""
+    import deepspeed  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import torch.utils.tensorboard  # noqa: F401
     from transformers import (  # noqa: F401
         AutoProcessor,
         Glm4vForConditionalGeneration,
@@ -148,14 +162,20 @@ def _import_all() -> None:
     )
     from trl import DPOTrainer, SFTTrainer  # noqa: F401
 
-    import vlmft.run
-    import vlmft.training.trainer
+    import vlmft
+
+    for module in pkgutil.walk_packages(vlmft.__path__, "vlmft."):
+        if module.name not in PROGRAMS and not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 
 
 def main() -> None:
     requests = socket.socket(fileno=int(sys.argv[1]))
     _import_all()
-    atexit._clear()  # what the libraries wanted done at the end of this process is not for those that fork from it
+    for kept in weakref.finalize._registry.values():  # type: ignore[attr-defined]
+        kept.atexit = False  # the libraries' own, for the end of this process
+    gc.collect()
+    gc.freeze()
     while True:
         text, files, _, _ = socket.recv_fds(requests, 1 << 20, 2)
         while text and not text.endswith(b"\n"):

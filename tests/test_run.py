@@ -201,16 +201,18 @@ def test_another_device_is_refused_and_a_decided_micro_batch_is_kept(tmp_path: P
 
 
 def test_a_skipped_run_is_quick(command: Command, tmp_path: Path) -> None:
-    """Without torch: the median of five is no more than 1.5 seconds."""
+    """No more than 1.5 seconds, or on a slow machine two thirds of what importing torch takes: medians of five."""
     quick = (*SMALL, "method=lora", "eval=none", "method.trainer.max_steps=2")
     assert command(*quick).returncode == 0
-    times = []
+    times = {}
     for _ in range(5):
-        started = time.perf_counter()
-        done = command(*quick)
-        times.append(time.perf_counter() - started)
-        assert "nothing to do" in done.stdout
-    assert statistics.median(times) <= 1.5
+        for what in ([str(ROOT / "train.py"), *quick], ["-c", "import torch"]):
+            started = time.perf_counter()
+            done = subprocess.run([sys.executable, *what], cwd=tmp_path, capture_output=True, text=True)
+            times.setdefault(what[0], []).append(time.perf_counter() - started)
+            assert done.returncode == 0 and ("nothing to do" in done.stdout) == (what[0] != "-c")
+    skipped, torch = map(statistics.median, times.values())
+    assert skipped <= max(1.5, torch * 2 / 3), (skipped, torch)
     script = (
         "import os, runpy, sys; sys.argv = sys.argv[1:]\n"
         "sys.path[0] = os.path.dirname(sys.argv[0])\n"  # as `python train.py` has it
@@ -271,7 +273,9 @@ def test_what_is_wrong_with_a_test_set_shows_before_training(command: Command, t
 
 @pytest.mark.slow
 def test_debug_mode_is_short(command: Command, tmp_path: Path) -> None:
-    done = command("model=tiny_glm41v", "dataset=demo", "debug=true", "hardware=cpu")
+    done = command(
+        "model=tiny_glm41v", "dataset=demo", "debug=true", "hardware=cpu", "eval.generation.max_new_tokens=16"
+    )
     assert done.returncode == 0, done.stderr
     result = read(only_run(tmp_path) / "result.json")
     assert result["train"]["steps"] == 2

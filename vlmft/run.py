@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,7 +19,7 @@ from vlmft.config_check import check, require
 from vlmft.data.load import fingerprint, source
 from vlmft.data.mixture import training_sets
 from vlmft.errors import ConfigError, DataError, RunFailed, fail
-from vlmft.evaluation import judge, results, server
+from vlmft.evaluation import judge, results
 from vlmft.evaluation.evaluate import chosen_sets, wanted
 from vlmft.evaluation.folders import named, run_of
 from vlmft.evaluation.predictions import predictions_file, read_predictions
@@ -95,6 +96,19 @@ def _in_stages(config: Config) -> None:
             sweep.report_of_this_job()
     if len(set(folders)) > 1 and not sweep.this_job():
         print(f"together  vlmft report {' '.join(map(str, folders))}")
+
+
+def _servers(config: Config) -> dict[str, Any] | None:
+    """What the server that answers says of itself, None where the model is loaded here; DataError where one is away."""
+    answers = None
+    if config.eval.backend is Backend.server or config.eval.judge.url:
+        from vlmft.evaluation import server  # a client of its own, which nothing else loads
+
+        if config.eval.backend is Backend.server:
+            answers = server.look(server.answering(config.eval))
+        if (judging := server.judging(config.eval)) and config.task is Task.eval:
+            server.look(judging)  # after training it may be another day
+    return answers
 
 
 def _baseline(config: Config) -> None:
@@ -180,9 +194,7 @@ def _one_run(config: Config, stage: str = "") -> Path:
         generate, rescore = results.pending(folder, hashes, config.eval.protocols)
         if not (trained and not generate and results.read(folder)["state"] == "done"):
             make_ready(model, [])  # a run that is done did not need it until now
-            answers = server.look(server.answering(config.eval)) if served else None
-            if (judging := server.judging(config.eval)) and config.task is Task.eval:
-                server.look(judging)  # after training it may be another day
+            answers = _servers(config)
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
             place = model_folder(model) if model else None

@@ -9,9 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from vlmft import ranks
 from vlmft.files import read_json, write_json
 from vlmft.history import ranked
@@ -52,7 +49,7 @@ class Status:
         }
         self._written = self._printed = 0.0
         self._began = (time.monotonic(), 0)  # when this phase began, and at which step
-        self._bar: Progress | None = None
+        self._bar: Any = None
         self._task: Any = None
         self._write(now=True)
 
@@ -63,6 +60,9 @@ class Status:
         self._began = (time.monotonic(), done)
         self._printed = time.monotonic()
         if total and sys.stdout.isatty() and not self._silent:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
                 TimeRemainingColumn(), console=Console(file=sys.stdout),

@@ -1,5 +1,5 @@
-"""The commands of README.md and docs/: where they stand, and how each is executed where there are no real models, sets, GPUs
-or servers.
+"""The commands of README.md and docs/: where they stand, and how each is executed where there are no real models, sets,
+GPUs or servers.
 
 A command is a line of a ```bash block, what stands in the column "type" of a table, or inline code that begins with a
 program and says something to it. In that column, keys alone are added to `python train.py model=glm41v dataset=slake`;
@@ -33,8 +33,8 @@ TWINS = {
     "llama32_vision": "tiny_llama32_vision", "deepseek_r1_8b": "tiny_deepseek_r1",
 }  # fmt: skip
 PLACES = {  # a user's folders: those that the test has prepared beside data/, outputs/a and outputs/b
-    "/my/data": "data", "/my/slake": "data/slake", "/my/semart": "data/semart", "/my/set": "my_set", "/my/pictures": "my_set",
-    "/my/GLM-4.1V-9B-Thinking": "twin",
+    "/my/data": "data", "/my/slake": "data/slake", "/my/semart": "data/semart", "/my/set": "my_set",
+    "/my/pictures": "my_set", "/my/GLM-4.1V-9B-Thinking": "twin",
 }  # fmt: skip
 QUICKLY = {  # of train.py, unless the command says otherwise: a few rows, two steps, short answers, no GPU
     "hardware": "cpu", "debug": "true", "eval.generation.max_new_tokens": "8",

@@ -37,7 +37,7 @@ class Folder:
         self.elsewhere: list[Command] = []
 
     def prepare(self) -> None:
-        """Drawn sets in their publishers' forms in data/, a set in the conversation form, two runs, a Slurm that submits."""
+        """Drawn sets in their publishers' forms in data/, a set in the conversation form, two runs, a Slurm."""
         for kind in ("slake", "vqa_rad", "pathvqa", "pmc_vqa", "flare25", "aqua"):
             write_sample(kind, self.folder / "data" / kind)
         (self.folder / "data" / "semart").symlink_to("aqua")
@@ -52,7 +52,9 @@ class Folder:
                 shutil.copyfile(question.images[0], mine / name)
                 human = {"from": "human", "value": f"<image>\n{question.turns[-1].question}"}
                 turns = [human, {"from": "gpt", "value": question.turns[-1].answer}]
-                rows.append({"id": number, "image": name, "modality": ("CT", "MRI")[number % 2], "conversations": turns})
+                rows.append(
+                    {"id": number, "image": name, "modality": ("CT", "MRI")[number % 2], "conversations": turns}
+                )
             (mine / f"{split}.json").write_text(json.dumps(rows))
         shutil.copyfile(asked["test"][0].images[0], self.folder / "scan.png")
         theirs = [{"question_id": question.id.split("/")[-1], "text": "Yes"} for question in asked["test"]]

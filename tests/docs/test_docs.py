@@ -19,5 +19,7 @@ def test_their_commands_do_what_they_say(command: Run, tmp_path: Path) -> None:
     folder = Folder(tmp_path, command)
     folder.prepare()
     with served(folder):
-        wrong = [words for page in sorted(pages, key=lambda page: ORDER.index(page.stem)) for words in folder.execute(page)]
+        wrong = [
+            words for page in sorted(pages, key=lambda page: ORDER.index(page.stem)) for words in folder.execute(page)
+        ]
     assert not wrong, "\n\n".join(wrong)

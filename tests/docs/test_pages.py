@@ -56,7 +56,9 @@ def known(command: Command) -> None:
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(words[1:]) <= set(targets)
     elif name == "python benchmarks/":
-        source = (ROOT / words[1]).read_text() + "".join(file.read_text() for file in (ROOT / "benchmarks").glob("*.py"))
+        source = (ROOT / words[1]).read_text() + "".join(
+            file.read_text() for file in (ROOT / "benchmarks").glob("*.py")
+        )
         options = [word for word in words[2:] if word.startswith("--")]
         assert all(f'"{option}"' in source for option in options), options
     if test := elsewhere(command):

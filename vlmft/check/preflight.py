@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from rich.console import Console
-from rich.table import Table
 
 from vlmft.check import findings
 from vlmft.check.parts import TEST, Part, add_findings, read_parts, state
@@ -121,6 +119,9 @@ def _processor_state(config: Config) -> list[Any]:
 
 def print_result(result: Mapping[str, Any]) -> None:
     """The parts in a table, and below it what was found, errors first."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
     table.add_column("split")
     for heading in ("questions", "images", "tokens a row", "of them visual", "closed answers"):

@@ -20,7 +20,6 @@ from vlmft.evaluation.answers import parse, parse_record
 from vlmft.evaluation.predictions import as_line, predictions_file, read_predictions, write_predictions
 from vlmft.evaluation.protocols import judge as by_rule
 from vlmft.evaluation.scores import measured_by
-from vlmft.evaluation.server import ask_all, judging, look
 from vlmft.schema import Eval
 
 VERSION = 1  # of the prompt and of how its reply is read; another one judges again
@@ -51,9 +50,12 @@ def judge_set(run: Path, name: str, config: Eval) -> bool:
 
     Raises DataError where the judge's server does not answer; what it has judged by then is kept.
     """
-    server = judging(config)
-    if server is None:
+    if not config.judge.url:
         return False
+    from vlmft.evaluation.server import ask_all, judging, look
+
+    server = judging(config)
+    assert server
     file = judgements_file(run, name)
     kept = read_predictions(file)
     known = {one["key"] for one in kept}

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from vlmft.evaluation import judge as judges
 from vlmft.evaluation.ablations import PASSES, shows_other_pictures
@@ -15,6 +12,9 @@ from vlmft.evaluation.floors import QUESTION_ONLY
 from vlmft.evaluation.protocols import judge
 from vlmft.evaluation.task_metrics import LOWER_IS_BETTER
 from vlmft.history import ranked
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 MANY_UNPARSED = 0.02  # from here on it is said: such a score measures the output's form as well
 _COLUMNS = {  # metric → heading; one that no set has is left out
@@ -45,7 +45,7 @@ def print_scores(title: str, evaluations: dict[str, Any]) -> None:
     lines = [(name, found, protocol) for name, found in sets.items() for protocol in found["scores"]]
     metrics = [m for m in _COLUMNS if any(m in found["scores"][protocol]["metrics"] for _, found, protocol in lines)]
     passes = [kind for kind in PASSES if any(f"{name}.{kind}" in evaluations for name in sets)]
-    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    table = _table(title)
     table.add_column("set")
     table.add_column("protocol")
     for heading in ("n", "", "95 %", *(_COLUMNS[metric] for metric in metrics), "unparsed", "floor", *passes):
@@ -65,7 +65,7 @@ def print_scores(title: str, evaluations: dict[str, Any]) -> None:
             number(found["floor"].get(QUESTION_ONLY, {}).get(protocol, {}).get(head), head),
             *(number(other["metrics"].get(head, {}).get("value") if other else None, head) for other in without),
         )
-    _console().print(table)
+    _print(table)
     for line in _remarks(sets, evaluations):
         print(line)
 
@@ -82,7 +82,7 @@ def print_matches(name: str, records: Sequence[Mapping[str, Any]], protocol: str
 
 def print_comparisons(rows: Sequence[Mapping[str, Any]], protocol: str) -> None:
     """Print each comparison of two runs on one set (`comparison.compare` with set, first, second and p_holm)."""
-    table = Table(box=None, pad_edge=False, title=f"second minus first, {protocol}", title_justify="left")
+    table = _table(f"second minus first, {protocol}")
     for heading in ("set", "first", "second", "metric"):
         table.add_column(heading, overflow="fold")
     for heading in ("n", "difference", "p", "p (Holm)"):
@@ -92,7 +92,7 @@ def print_comparisons(rows: Sequence[Mapping[str, Any]], protocol: str) -> None:
             row["set"], row["first"], row["second"], row["metric"].replace("_", " "), f"{row['n']:,}", _points(row),
             _p(row["p"]), _p(row["p_holm"]),
         )  # fmt: skip
-    _console().print(table)
+    _print(table)
     print(f"p: {rows[0]['test']}; Holm over these {len(rows)}; differences with a paired bootstrap over images, 95 %")
 
 
@@ -136,8 +136,16 @@ def _remarks(sets: dict[str, Any], evaluations: dict[str, Any]) -> Iterable[str]
             )
 
 
-def _console() -> Console:
-    return Console(width=max(140, Console().width))  # a pipe is taken for 80 columns, which cuts the headings
+def _table(title: str) -> Table:
+    from rich.table import Table
+
+    return Table(box=None, pad_edge=False, title=title, title_justify="left")
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    Console(width=max(140, Console().width)).print(table)  # a pipe is taken for 80 columns, which cuts the headings
 
 
 def _points(change: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vlmft import launch, nodes, status
+from vlmft import nodes, status, torchrun
 from vlmft.errors import AGAIN, INTERRUPTED, RunFailed, how_it_died
 from vlmft.evaluation import results
 from vlmft.files import read_json
@@ -67,7 +67,7 @@ def follow(config: Config, meeting: Meeting) -> None:
     """Start this machine's ranks for each order of the first machine, which tells how it all ended."""
     for order, said in nodes.orders(meeting):
         environment = child_environment(config.hardware)
-        words = launch.words(processes(config.hardware), order, said["command"], order.failure(order.number))
+        words = torchrun.words(processes(config.hardware), order, said["command"], order.failure(order.number))
         process = subprocess.Popen([sys.executable, *words], env=environment)
         with _stopping(process) as wait:
             wait()
@@ -89,7 +89,7 @@ def _once(command: Sequence[str], config: Config, evaluates: bool, inherited: li
         if meeting:
             meeting = nodes.call(meeting, next(_orders), command)
         if together:
-            words = launch.words(count, meeting, command, failure)
+            words = torchrun.words(count, meeting, command, failure)
         process = subprocess.Popen([sys.executable, *words], env=child_environment(hardware, split), pass_fds=inherited)
         with _stopping(process, meeting) as wait:
             code = wait()

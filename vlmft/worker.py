@@ -1,6 +1,6 @@
 """The child process that does a run's work: `python -m vlmft.worker RUN_DIR`. It never sees Hydra.
 
-Where several work on a run together (vlmft/launch.py starts them), the first of them writes what there is one of.
+Where several work on a run together (vlmft/torchrun.py starts them), the first of them writes what there is one of.
 
 `python -m vlmft.worker --evaluation CONFIG RUN_DIR…` evaluates runs that exist, by the `eval` part of another config.
 """

@@ -1,6 +1,6 @@
 """Runs that several processes train one after the other, in one set of processes: most of a run's time is starting up.
 
-    python -m vlmft.launch --processes 2 --failure FILE -- tests/training/in_turn.py ORDERS.json
+    python -m vlmft.torchrun --processes 2 --failure FILE -- tests/training/in_turn.py ORDERS.json
 
 An order is a run directory with its config.yaml, and the step at which one of the processes, not the first, is told to
 end. What the engine was and what was saved is written beside it, as engine.json.

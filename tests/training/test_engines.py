@@ -61,7 +61,7 @@ def start(orders: list[dict[str, Any]], folder: Path, count: int = 2) -> subproc
     environment = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "",
                    "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONPATH": str(ROOT)}  # fmt: skip
     return subprocess.run(
-        [sys.executable, "-m", "vlmft.launch", *words], cwd=ROOT, env=os.environ | environment,
+        [sys.executable, "-m", "vlmft.torchrun", *words], cwd=ROOT, env=os.environ | environment,
         capture_output=True, text=True, timeout=900,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vlmft.errors import DataError
 from vlmft.files import write_text
-from vlmft.report import figures
+from vlmft.report import charts
 from vlmft.report.markdown import report_md
 from vlmft.report.matrix import matrix
 from vlmft.report.scan import Sweep
@@ -34,7 +34,7 @@ def build(sweep: Sweep, folder: Path, *, images: bool = True) -> list[Path]:
         protocols = sorted(sweep.protocols, key=lambda name: usual.index(name) if name in usual else len(usual))
         protocols = protocols or usual[:1]  # before the first score: what is planned
         matrices = [matrix(sweep, protocol, folder / COMPARISONS) for protocol in protocols]
-        pictures = figures.draw(sweep, matrices, folder)
+        pictures = charts.draw(sweep, matrices, folder)
         texts = {
             "report.md": report_md(sweep, matrices),
             "cells.csv": cells_csv(sweep, matrices),

@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import ROOT
 from vlmft.errors import AGAIN, INTERRUPTED
-from vlmft.launch import to_blame
+from vlmft.torchrun import to_blame
 
 # A worker without torch: it does what its arguments say, with `rank` and `leave_word` at hand.
 WORKER = """
@@ -58,7 +58,7 @@ def launched(tmp_path: Path) -> Iterator[Any]:
     def of(does: str) -> subprocess.Popen[str]:
         words = ["--processes", "2", "--failure", str(tmp_path / "failure.json"), "--", str(tmp_path / "rank.py"), does]
         started.append(subprocess.Popen(
-            [sys.executable, "-m", "vlmft.launch", *words, str(tmp_path)], cwd=ROOT, text=True,
+            [sys.executable, "-m", "vlmft.torchrun", *words, str(tmp_path)], cwd=ROOT, text=True,
             env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         ))  # fmt: skip
         return started[-1]

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from vlmft.report import figures, scan
-from vlmft.report.figures import draw
+from vlmft.report import charts, scan
+from vlmft.report.charts import draw
 from vlmft.report.matrix import Matrix, matrix
 from vlmft.report.scan import Run, Sweep
 from vlmft.report.tables import interval, number
@@ -33,7 +33,7 @@ def found(demo: Sweep) -> Matrix:
 
 @pytest.fixture(scope="module")
 def heat_map(found: Matrix) -> Figure:
-    return figures._heat_map(found)
+    return charts._heat_map(found)
 
 
 def words(figure: Figure) -> list[str]:
@@ -57,7 +57,7 @@ def test_the_largest_pictures_stay_small(a_run: ARun, tmp_path: Path) -> None:
     sweep = Sweep("", [a_run(f"run {n}", of_run, seed=n) for n, of_run in enumerate(values)])
     (file,) = draw(sweep, [matrix(sweep, "normalized")], tmp_path)
     assert file.stat().st_size < 150_000
-    shown = figures._heat_map(matrix(sweep, "normalized")).axes[0].get_xlabel()
+    shown = charts._heat_map(matrix(sweep, "normalized")).axes[0].get_xlabel()
     assert "15 of 60 models, 12 of 20 sets" in shown
 
 
@@ -99,21 +99,21 @@ def test_the_heat_map_outlines_what_was_trained_on_and_hatches_what_is_not_there
 def test_the_better_value_is_darker(a_run: ARun, metric: str, darker: float) -> None:
     sweep = Sweep("", [a_run(f"{value}", {"a": value}, metric=metric, seed=n) for n, value in enumerate((0.2, 0.9))])
     found = matrix(sweep, "normalized")
-    faces = [patch.get_facecolor() for patch in figures._heat_map(found).axes[0].patches if patch.get_fill()]
+    faces = [patch.get_facecolor() for patch in charts._heat_map(found).axes[0].patches if patch.get_fill()]
     brightness = {run.name: sum(face[:3]) for (_, run, _), face in zip(found.rows, faces, strict=True)}
     assert min(brightness, key=lambda name: brightness[name]) == str(darker)
 
 
 def test_a_small_difference_is_a_small_difference_of_colour(a_run: ARun) -> None:
     sweep = Sweep("", [a_run(f"{value}", {"a": value}, seed=n) for n, value in enumerate((0.96, 0.98))])
-    patches = figures._heat_map(matrix(sweep, "normalized")).axes[0].patches
+    patches = charts._heat_map(matrix(sweep, "normalized")).axes[0].patches
     first, second = (patch.get_facecolor() for patch in patches if patch.get_fill())
     assert max(abs(a - b) for a, b in zip(first, second, strict=True)) < 0.1
 
 
 def test_curves_have_raw_average_and_validation_loss(demo: Sweep, tmp_path: Path) -> None:
     run = demo.runs[0]
-    figure = figures._curves([(r"_a $\frac$", run)])
+    figure = charts._curves([(r"_a $\frac$", run)])
     assert figure is not None
     axes = figure.axes[0]
     raw, average, held_out = axes.lines
@@ -125,7 +125,7 @@ def test_curves_have_raw_average_and_validation_loss(demo: Sweep, tmp_path: Path
     legend = axes.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == [r"_a $\frac$"]
-    figures._save(figure, tmp_path / "a.png")  # raises where a name is taken for a formula
+    charts._save(figure, tmp_path / "a.png")  # raises where a name is taken for a formula
 
 
 def test_curves_of_a_run_that_was_resumed_or_lost_its_way(a_run: ARun, tmp_path: Path) -> None:
@@ -133,15 +133,15 @@ def test_curves_of_a_run_that_was_resumed_or_lost_its_way(a_run: ARun, tmp_path:
     lines = [(1, 3.0), (2, 2.0), (3, 9.0), (3, 1.0), (4, float("nan")), (5, 0.5)]  # step 3 was repeated
     text = "".join(json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in lines)
     (tmp_path / "history.jsonl").write_text(text)
-    figure = figures._curves([("a", run)])
+    figure = charts._curves([("a", run)])
     assert figure is not None
     assert list(figure.axes[0].lines[0].get_xdata()) == [1, 2, 3, 5]
     assert list(figure.axes[0].lines[0].get_ydata()) == [3.0, 2.0, 1.0, 0.5]
-    assert figures._curves([("a", a_run("nothing", {}))]) is None
+    assert charts._curves([("a", a_run("nothing", {}))]) is None
 
 
 def test_the_forest_has_every_difference_with_its_interval(found: Matrix) -> None:
-    figure = figures._forest(found)
+    figure = charts._forest(found)
     assert figure is not None
     compared = [(label, cells) for label, _, cells in found.rows if any(cell.to_base for cell in cells)]
     assert [axes.get_title() for axes in figure.axes] == found.sets

@@ -1,4 +1,4 @@
-"""Starts the processes that work on a run together, with torch's elastic agent: `python -m vlmft.launch …`.
+"""Starts the processes that work on a run together, with torch's elastic agent: `python -m vlmft.torchrun …`.
 
 It is a process of its own, between the parent, which imports no torch, and the ranks. Signals go on to the ranks, which
 agree among themselves where to stop; whatever ends one rank ends all of them; and what is told is the error of the rank
@@ -38,12 +38,12 @@ def words(count: int, meeting: Meeting | None, worker: Sequence[str], failure: P
     if meeting:
         options += ["--nodes", str(meeting.nodes), "--endpoint", meeting.endpoint, "--run-id", meeting.name]
         options += ["--host"] if meeting.leads else []
-    return ["-m", "vlmft.launch", *options, "--", *worker]
+    return ["-m", "vlmft.torchrun", *options, "--", *worker]
 
 
 def main(arguments: Sequence[str]) -> int:
     """The exit code that the run has: 0, AGAIN or INTERRUPTED where a rank ended so, 1 for anything else."""
-    parser = argparse.ArgumentParser(prog="vlmft.launch", description=__doc__)
+    parser = argparse.ArgumentParser(prog="vlmft.torchrun", description=__doc__)
     parser.add_argument("--processes", type=int, required=True, help="ranks on this machine")
     parser.add_argument("--failure", type=Path, required=True)
     parser.add_argument("--nodes", type=int, default=1)

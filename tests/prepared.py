@@ -23,11 +23,10 @@ import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("vlmft.worker", "vlmft.dry_run")  # that are forked
+PROGRAMS = ("vlmft.worker", "vlmft.dry_run", "vlmft.check")  # that are forked
 OF_ITS_OWN = ("VLMFT_", "TMP", "PYTEST_")  # variables that no library reads as it is imported
 
 
@@ -79,10 +78,10 @@ class Prepared:
 
 
 class Worker(subprocess.Popen[bytes]):
-    """What vlmft/start.py starts: a worker is forked, anything else is started as ever."""
+    """A process that a command starts: vlmft's own is forked, anything else is started as ever."""
 
     def _execute_child(self, args: Any, *others: Any) -> None:
-        if args[1] != "-m" or args[2] not in PROGRAMS:
+        if list(args[1:2]) != ["-m"] or args[2] not in PROGRAMS:
             super()._execute_child(args, *others)  # type: ignore[misc]
             return
         environment = others[5]
@@ -108,13 +107,11 @@ def _module(name: str, arguments: Sequence[str], environment: Mapping[str, str])
 
 
 def _command(request: dict[str, Any], files: Sequence[int]) -> None:
-    from vlmft import start
-
     os.chdir(request["folder"])
     _become(request["environment"])
     for number, file in enumerate(files, 1):
         os.dup2(file, number)
-    start.subprocess = SimpleNamespace(Popen=Worker, TimeoutExpired=subprocess.TimeoutExpired)  # type: ignore[assignment]
+    subprocess.Popen = Worker  # type: ignore[misc]
     sys.argv = [str(ROOT / "train.py"), *request["arguments"]]
     sys.path.insert(0, str(ROOT))
     runpy.run_path(sys.argv[0], run_name="__main__")

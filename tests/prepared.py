@@ -1,7 +1,7 @@
-"""An interpreter with everything imported, from which commands of train.py and their workers are forked: most of a
-small run's time is imports. What a command does, and in which processes, is the same.
+"""An interpreter with everything imported, from which commands of train.py and vlmft, and their workers, are forked:
+most of a small run's time is imports. What a command does, and in which processes, is the same.
 
-    python tests/prepared.py SOCKET      a request comes with two files for its stdout and stderr
+    python tests/prepared.py SOCKET      a request comes with three files, for stdin, stdout and stderr
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Prepared:
         self.environment = dict(os.environ)
         self.ours, theirs = socket.socketpair()
         command = [sys.executable, __file__, str(theirs.fileno())]
-        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        nothing = subprocess.DEVNULL
+        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=nothing, stdout=nothing)
         theirs.close()
 
     def fits(self, environment: Mapping[str, str]) -> bool:
@@ -46,11 +47,12 @@ class Prepared:
         return all(name.startswith(OF_ITS_OWN) for name in changed)
 
     def run(
-        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], timeout: float
+        self, command: Sequence[str], folder: Path, environment: Mapping[str, str], timeout: float, stdin: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        """train.py with these arguments, as subprocess.run would have it. Raises subprocess.TimeoutExpired."""
-        request = {"arguments": list(arguments), "folder": str(folder), "environment": dict(environment)}
-        files = [os.memfd_create(name) for name in ("stdout", "stderr")]
+        """A command of train.py or vlmft, as subprocess.run would have it. Raises subprocess.TimeoutExpired."""
+        request = {"command": list(command), "folder": str(folder), "environment": dict(environment)}
+        files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
+        os.pwrite(files[0], stdin.encode(), 0)
         socket.send_fds(self.ours, [json.dumps(request).encode() + b"\n"], files)
         self.ours.settimeout(None)
         pid = self._number()
@@ -61,13 +63,9 @@ class Prepared:
             os.kill(pid, signal.SIGKILL)
             self.ours.settimeout(None)
             self._number()
-            raise subprocess.TimeoutExpired(["train.py", *arguments], timeout) from None
-        said = []
-        for file in files:
-            with open(file, "rb") as text:
-                text.seek(0)
-                said.append(text.read().decode())
-        return subprocess.CompletedProcess(["train.py", *arguments], code, *said)
+            raise subprocess.TimeoutExpired(command, timeout) from None
+        _, *said = map(_read, files)
+        return subprocess.CompletedProcess(command, code, *said)
 
     def _number(self) -> int:
         return int.from_bytes(self.ours.recv(8, socket.MSG_WAITALL), "big", signed=True)
@@ -75,6 +73,12 @@ class Prepared:
     def end(self) -> None:
         self.ours.close()
         self.process.wait()
+
+
+def _read(file: int) -> str:
+    with open(file, "rb") as text:
+        text.seek(0)
+        return text.read().decode()
 
 
 class Worker(subprocess.Popen[bytes]):
@@ -109,12 +113,17 @@ def _module(name: str, arguments: Sequence[str], environment: Mapping[str, str])
 def _command(request: dict[str, Any], files: Sequence[int]) -> None:
     os.chdir(request["folder"])
     _become(request["environment"])
-    for number, file in enumerate(files, 1):
+    for number, file in enumerate(files):
         os.dup2(file, number)
     subprocess.Popen = Worker  # type: ignore[misc]
-    sys.argv = [str(ROOT / "train.py"), *request["arguments"]]
-    sys.path.insert(0, str(ROOT))
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.argv = request["command"]
+    if Path(sys.argv[0]).name == "vlmft":
+        from vlmft.cli import main as program
+
+        program()
+    else:
+        sys.path.insert(0, str(ROOT))
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def _become(environment: Mapping[str, str]) -> None:
@@ -174,11 +183,11 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     while True:
-        text, files, _, _ = socket.recv_fds(requests, 1 << 20, 2)
+        text, files, _, _ = socket.recv_fds(requests, 1 << 20, 3)
         while text and not text.endswith(b"\n"):
             text += requests.recv(1 << 20)
         if not text:
-            return
+            os._exit(0)
         request = json.loads(text)
         pid = _forked(lambda: _command(request, files))  # noqa: B023
         for file in files:

@@ -153,7 +153,7 @@ def test_a_grid_survives_a_failure_a_kill_and_an_edit_and_is_repaired(project: P
     wait_for(lambda: json.loads(status.read_text())["step"] >= 6)
     os.kill(json.loads(status.read_text())["pid"], signal.SIGKILL)
 
-    said = grid.communicate(timeout=200)[0]
+    said = grid.communicate(timeout=500)[0]
     assert grid.returncode == 1
     assert "killed by SIGKILL" in said and "changed since" in said and "9 cells: 3 done, 6 failed" in said
     kept = yaml.safe_load((project / edited["folder"] / "config.yaml").read_text())
@@ -163,7 +163,7 @@ def test_a_grid_survives_a_failure_a_kill_and_an_edit_and_is_repaired(project: P
 
     method.write_text(method.read_text().replace("learning_rate: 9e-1", "learning_rate: 1e-5"))
     write_conversations(project / "data" / "conversations")
-    again = subprocess.run(arguments, cwd=project, capture_output=True, text=True, timeout=200)
+    again = subprocess.run(arguments, cwd=project, capture_output=True, text=True, timeout=500)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "resume    from checkpoint" in again.stdout, "the killed one goes on"
     assert again.stdout.count("nothing to do") == 1 and "9 cells: 9 done" in again.stdout

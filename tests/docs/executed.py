@@ -17,6 +17,7 @@ from typing import Any
 from tests.conftest import ROOT
 from tests.docs.commands import Command, commands, elsewhere, jobs, program, stood_in
 from tests.evaluation.chat_server import said, serving
+from tests.prepared import Prepared
 from vlmft.config_check import composed
 from vlmft.data.load import load
 from vlmft.data.samples import write_sample
@@ -31,8 +32,8 @@ ORGANS = ("liver", "lung", "heart", "brain")
 class Folder:
     """Where the commands of some pages are typed."""
 
-    def __init__(self, folder: Path, run: Run) -> None:
-        self.folder, self.run, self.server = folder, run, ""
+    def __init__(self, folder: Path, run: Run, prepared: Prepared) -> None:
+        self.folder, self.run, self.prepared, self.server = folder, run, prepared, ""
         self.done: dict[str, str] = {}  # what was executed -> the place of the command
         self.elsewhere: list[Command] = []
 
@@ -95,13 +96,17 @@ class Folder:
     def _one(self, command: Command) -> tuple[int, str]:
         name, words = program(command.text), command.words
         if name == "make":
-            return self._started(["make", "-n", *words[1:]], ROOT)
+            done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=300)
+            return done.returncode, done.stdout + done.stderr
         if name == "vlmft":
             self._before(words)
             if words[1] == "export" and "--out" not in words and "--validate" not in words:
                 words += ["--out", f"exported-{len(self.done)}"]
             words[0] = str(Path(sys.executable).with_name("vlmft"))
-            return self._watched(words) if "--watch" in words else self._started(words, self.folder)
+            if "--watch" in words:
+                return self._watched(words)
+            done = self.prepared.run(words, self.folder, os.environ, timeout=300, stdin=QUESTIONS)
+            return done.returncode, done.stdout + done.stderr
         assert name == "python train.py", f"{command.place}: no rule says how this is executed"
         # On PATH is a Slurm that submits; all else of train.py is told by the words.
         slurm = any(word.startswith("hardware=slurm") for word in words)
@@ -119,10 +124,6 @@ class Folder:
                 closed = {"yes": "no", "no": "yes"}.get(row["gold"].lower())
                 row |= {"raw": f"<answer>{closed or wrong}</answer>", "finish_reason": "stop"}
             file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def _started(self, words: Sequence[str], folder: Path) -> tuple[int, str]:
-        done = subprocess.run(words, cwd=folder, input=QUESTIONS, capture_output=True, text=True, timeout=300)
-        return done.returncode, done.stdout + done.stderr
 
     def _watched(self, words: Sequence[str]) -> tuple[int, str]:
         """A command that goes on until Ctrl-C, which ends it without an error."""

@@ -9,14 +9,15 @@ import pytest
 from tests.conftest import ROOT
 from tests.docs import test_readme
 from tests.docs.executed import Folder, Run, served
+from tests.prepared import Prepared
 
 ORDER = ("data", "training", "scoring", "packing", "servers", "troubleshooting")
 
 
 @pytest.mark.slow
-def test_their_commands_do_what_they_say(command: Run, tmp_path: Path) -> None:
+def test_their_commands_do_what_they_say(command: Run, prepared: Prepared, tmp_path: Path) -> None:
     pages = [page for page in sorted((ROOT / "docs").glob("*.md")) if page not in test_readme.PAGES]
-    folder = Folder(tmp_path, command)
+    folder = Folder(tmp_path, command, prepared)
     folder.prepare()
     with served(folder):
         wrong = [

@@ -36,7 +36,8 @@ class Prepared:
     def __init__(self) -> None:
         self.environment = dict(os.environ)
         self.ours, theirs = socket.socketpair()
-        command = [sys.executable, __file__, str(theirs.fileno())]
+        # By its last argument a worker that is forked from it is known for one (vlmft/machine.py).
+        command = [sys.executable, __file__, str(theirs.fileno()), "vlmft.worker"]
         nothing = subprocess.DEVNULL
         self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=nothing, stdout=nothing)
         theirs.close()

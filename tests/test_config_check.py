@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.start_time import assert_quick
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 TINY = ("model=tiny_glm41v", "dataset=demo_ct")
@@ -86,16 +85,7 @@ def test_help_and_a_typo_are_quick_and_import_no_torch(arguments: tuple[str, ...
         [sys.executable, "-c", script, train, *arguments], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert median_seconds([sys.executable, train, *arguments], tmp_path) <= 1.5
-
-
-def median_seconds(command: list[str], folder: Path) -> float:
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        subprocess.run(command, cwd=folder, capture_output=True)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    assert_quick(arguments, tmp_path)
 
 
 def test_help_shows_groups_and_options(command: Command) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
+from tests.start_time import assert_quick
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ("model=tiny_glm41v", "dataset=demo_ct", "dataset.max_rows=24", "method.trainer.max_steps=3",
@@ -201,18 +200,9 @@ def test_another_device_is_refused_and_a_decided_micro_batch_is_kept(tmp_path: P
 
 
 def test_a_skipped_run_is_quick(command: Command, tmp_path: Path) -> None:
-    """No more than 1.5 seconds, or on a slow machine two thirds of what importing torch takes: medians of five."""
     quick = (*SMALL, "method=lora", "eval=none", "method.trainer.max_steps=2")
     assert command(*quick).returncode == 0
-    times = {}
-    for _ in range(5):
-        for what in ([str(ROOT / "train.py"), *quick], ["-c", "import torch"]):
-            started = time.perf_counter()
-            done = subprocess.run([sys.executable, *what], cwd=tmp_path, capture_output=True, text=True)
-            times.setdefault(what[0], []).append(time.perf_counter() - started)
-            assert done.returncode == 0 and ("nothing to do" in done.stdout) == (what[0] != "-c")
-    skipped, torch = map(statistics.median, times.values())
-    assert skipped <= max(1.5, torch * 2 / 3), (skipped, torch)
+    assert_quick(quick, tmp_path, says="nothing to do")
     script = (
         "import os, runpy, sys; sys.argv = sys.argv[1:]\n"
         "sys.path[0] = os.path.dirname(sys.argv[0])\n"  # as `python train.py` has it

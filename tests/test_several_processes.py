@@ -137,7 +137,7 @@ def test_what_torchrun_and_accelerate_launch_say(monkeypatch: pytest.MonkeyPatch
 
 def test_what_cannot_be_asked_of_processes(command: Command) -> None:
     for words, told in [
-        (("hardware.processes=3",), "does not divide over 3 ranks; nearest: [3, 6]"),
+        (("hardware.processes=3",), "does not divide over 3 ranks; nearest: 3 or 6"),
         (("hardware.processes=some",), "hardware.processes=some should be a number from 1 up, or auto"),
         (("hardware=fsdp", "hardware.processes=1"), "hardware.processes should be 2 or more"),
         (("hardware=zero3", "hardware.deepspeed.zero_optimisation=1"), "Did you mean zero_optimization"),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,15 +27,21 @@ from vlmft.lock import RunLock
 NO_PROCESS = 2**22 + 1  # above the kernel's highest number
 
 
-@pytest.fixture(scope="module")
-def worker() -> Iterator[int]:
-    """The number of a process whose command line is a worker's."""
+@contextmanager
+def process_with(argument: str) -> Iterator[int]:
+    """The number of a process that has this in its command line."""
     code = "import time; print('here', flush=True); time.sleep(600)"
-    process = subprocess.Popen([sys.executable, "-c", code, "vlmft.worker"], stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", code, argument], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"here\n"
     yield process.pid
     process.kill()
     process.wait()
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[int]:
+    with process_with("vlmft.worker") as pid:
+        yield pid
 
 
 @pytest.fixture
@@ -141,7 +148,8 @@ def test_a_run_whose_process_is_gone_has_died(made: Callable[..., Path]) -> None
     assert f"killed: process {NO_PROCESS} is gone" in drawn(run)
     with RunLock(run.parent, run.name):
         assert watch.look(run)["state"] == "running", "its parent is still there, and will say how it ended"
-    assert watch.look(made("reused", pid=os.getpid()))["state"] == "died", "the number is another process's by now"
+    with process_with("/home/me/vlmft/data") as pid:
+        assert watch.look(made("reused", pid=pid))["state"] == "died", "the number is another process's by now"
 
 
 @pytest.mark.parametrize("changed", [{}, {"pid": NO_PROCESS, "host": "another"}, {"pid": None}])
@@ -291,7 +299,8 @@ def test_gpus_of_pynvml(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_watch_prints_again_until_ctrl_c(made: Callable[..., Path]) -> None:
     folder = made("run").parent
-    call = "import sys, pathlib, vlmft.watch as w; w.status_command([pathlib.Path(sys.argv[1])], watch=True, "
+    call = "import sys, pathlib, signal, vlmft.watch as w; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    call += "w.status_command([pathlib.Path(sys.argv[1])], watch=True, "
     process = subprocess.Popen(
         [sys.executable, "-c", call + "refresh=0.1, tail=0)", str(folder)], cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},

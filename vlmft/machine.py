@@ -25,8 +25,8 @@ def gone(status: dict[str, Any]) -> bool:
         return True
     except PermissionError:
         pass
-    try:  # after a restart, its number is soon another process's
-        return b"vlmft" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    try:  # after a restart, its number is soon another process's; a folder vlmft may be part of any
+        return b"\0vlmft." not in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
 

@@ -299,8 +299,7 @@ def test_gpus_of_pynvml(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_watch_prints_again_until_ctrl_c(made: Callable[..., Path]) -> None:
     folder = made("run").parent
-    call = "import sys, pathlib, signal, vlmft.watch as w; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    call += "w.status_command([pathlib.Path(sys.argv[1])], watch=True, "
+    call = "import sys, pathlib, vlmft.watch as w; w.status_command([pathlib.Path(sys.argv[1])], watch=True, "
     process = subprocess.Popen(
         [sys.executable, "-c", call + "refresh=0.1, tail=0)", str(folder)], cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},

@@ -127,10 +127,7 @@ class Folder:
 
     def _watched(self, words: Sequence[str]) -> tuple[int, str]:
         """A command that goes on until Ctrl-C, which ends it without an error."""
-        process = subprocess.Popen(
-            words, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a job in the background ignores
-        )  # fmt: skip
+        process = subprocess.Popen(words, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         time.sleep(WATCHED)
         process.send_signal(signal.SIGINT)
         shown, _ = process.communicate(timeout=60)

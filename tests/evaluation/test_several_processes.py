@@ -32,13 +32,13 @@ DEADLY = """
 import os, signal, sys
 from vlmft import worker
 from vlmft.evaluation import generate
-as_line, written = generate.as_line, []
-def deadly(record):
-    written.append(record)
+answer_line, written = generate.answer_line, []
+def deadly(*answer):
+    written.append(answer)
     if len(written) == 6:
         os.kill(os.getpid(), signal.SIGKILL)
-    return as_line(record)
-generate.as_line = deadly
+    return answer_line(*answer)
+generate.answer_line = deadly
 sys.exit(worker.main(sys.argv[1:]))
 """
 WORKER = ("-m", "vlmft.worker")

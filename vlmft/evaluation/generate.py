@@ -14,12 +14,11 @@ from vlmft.chat.collate import collate, for_model
 from vlmft.chat.encode import Encoder, Row
 from vlmft.chat.packing import Pack, groups
 from vlmft.chat.prompts import token_limit
-from vlmft.data import images
-from vlmft.data.question import DETECTION, INSTANCE_DETECTION, Question
+from vlmft.data.question import Question
 from vlmft.evaluation import likelihood, shared_prefix
 from vlmft.evaluation.batches import batches, share
 from vlmft.evaluation.parts import Parts
-from vlmft.evaluation.predictions import as_line, record
+from vlmft.evaluation.predictions import answer_line
 from vlmft.schema import Generation, Packing
 
 _OPTIONS_AT_ONCE = 512  # questions whose rows, one for each option, are held in memory
@@ -55,11 +54,7 @@ def predict(
     with open(parts.own, "a", encoding="utf-8") as out:
         for numbers, replies in _replies(model, encoder, rows, options, mine, settings):
             for number, reply in zip(numbers, replies, strict=True):
-                question = questions[number]
-                known: dict[str, Any] = {"train": notes[number]} if notes else {}
-                if question.task in (DETECTION, INSTANCE_DETECTION) and question.images:
-                    known["image_size"] = images.size(question.images[0])
-                out.write(as_line(record(question, generation=generation, **reply, **known)))
+                out.write(answer_line(questions[number], generation, reply, notes[number] if notes else None))
             out.flush()
             if ranks.first():
                 on_progress(parts.lines())

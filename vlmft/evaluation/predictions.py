@@ -9,11 +9,12 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vlmft.data.question import Question, Turn
+from vlmft.data import images
+from vlmft.data.question import DETECTION, INSTANCE_DETECTION, Question, Turn
 from vlmft.files import write_text
 
 
@@ -62,6 +63,17 @@ def generation_of(file: Path) -> str | None:
     with open(file, encoding="utf-8") as lines:
         first = lines.readline()
     return str(json.loads(first)["generation"]) if first.endswith("\n") else None
+
+
+def answer_line(question: Question, generation: str, reply: Mapping[str, Any], note: Any | None) -> str:
+    """The line that is kept of the reply to a question; `note` says what training rows have of it, None: not asked.
+
+    Boxes are read in the picture's own size, which the line then has. DataError where that cannot be read.
+    """
+    known: dict[str, Any] = {} if note is None else {"train": note}
+    if question.task in (DETECTION, INSTANCE_DETECTION) and question.images:
+        known["image_size"] = images.size(question.images[0])
+    return as_line(record(question, generation=generation, **reply, **known))
 
 
 def record(

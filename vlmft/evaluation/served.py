@@ -14,13 +14,13 @@ from typing import Any
 
 from vlmft.chat import prompts
 from vlmft.data import images
-from vlmft.data.question import DETECTION, INSTANCE_DETECTION, Question
+from vlmft.data.question import Question
 from vlmft.errors import DataError
 from vlmft.evaluation import floors, results
 from vlmft.evaluation.ablations import PASSES, without_their_pictures
 from vlmft.evaluation.evaluate import chosen_sets, questions_of, training_questions, wanted
 from vlmft.evaluation.parts import Parts
-from vlmft.evaluation.predictions import as_line, predictions_file, record
+from vlmft.evaluation.predictions import answer_line, predictions_file
 from vlmft.evaluation.server import Server, answering, ask_all
 from vlmft.schema import AnswerStyle, Config, Eval, Generation
 from vlmft.status import Status
@@ -96,11 +96,8 @@ def predict(
     with open(parts.own, "a", encoding="utf-8") as out:
 
         def keep(id: str, reply: dict[str, Any]) -> None:
-            question = questions[number_of[id]]
-            known: dict[str, Any] = {"train": notes[number_of[id]]} if notes else {}
-            if question.task in (DETECTION, INSTANCE_DETECTION) and question.images:
-                known["image_size"] = images.size(question.images[0])
-            out.write(as_line(record(question, generation=generation, **reply, **known)))
+            number = number_of[id]
+            out.write(answer_line(questions[number], generation, reply, notes[number] if notes else None))
             out.flush()
             answered.add(id)
             on_progress(len(answered))

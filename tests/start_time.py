@@ -24,4 +24,4 @@ def assert_quick(arguments: Sequence[str], folder: Path, says: str = "") -> None
         )
         times.append(time.perf_counter() - begun)
         assert says in done.stdout
-    assert statistics.median(times) <= LONGEST
+    assert statistics.median(times) <= LONGEST, times

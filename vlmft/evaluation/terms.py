@@ -36,9 +36,8 @@ _MARK = re.compile(
 )
 _SPACE = re.compile(rf"(?<={_CHINESE})\s+|\s+(?={_CHINESE})|(?<=[0-9])\s+(?=%)")
 _LIST = re.compile(  # one group, so that `split` gives the separators too
-    r"(\s*(?:[;；、，]|(?<![0-9]),|,(?![0-9]{3}(?![0-9])))\s*(?:and\s+)?|\s+and\s+"
-    rf"|(?<={_CHINESE})和(?={_CHINESE}))",
-    re.IGNORECASE,
+    r"(\s*(?:[;；、，]|(?<![0-9]),|,(?![0-9]{3}(?![0-9])))\s*(?:(?i:and)\s+)?|\s+(?i:and)\s+"
+    rf"|(?<={_CHINESE})和(?={_CHINESE}))"  # without regard to case as a whole it would take 13 ms of each start
 )
 # "no mass and effusion" denies both, so the order of its parts is part of what it says
 _DENIAL = re.compile(r"\b(?:no|not|without|neither|nor|never|except)\b|无|没有|未", re.IGNORECASE)

@@ -6,7 +6,6 @@ They are TRL's, PEFT's and bitsandbytes' names, so the installed versions decide
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -39,6 +38,8 @@ def check(kind: Kind, values: Mapping[str, Any], where: str) -> list[str]:
 
     Empty where all is well. Raises LookupError as `fields` does.
     """
+    if not values:
+        return []
     messages = []
     legal = fields(kind)
     refused = REFUSED[kind]
@@ -97,8 +98,10 @@ def _wrong_value(field: Field, value: Any, place: str) -> list[str]:
 
 
 def _unknown(kind: Kind, key: str, legal: Mapping[str, Field]) -> str:
+    from importlib.metadata import version  # a twentieth of a start
+
     package = _PACKAGES[kind]
-    said = f"{kind} of {package} {importlib.metadata.version(package)} has no such key"
+    said = f"{kind} of {package} {version(package)} has no such key"
     if key in GONE and kind in ("SFTConfig", "DPOConfig"):
         return f"{said}; {GONE[key]}"
     allowed = nearest(key, [name for name in legal if name not in REFUSED[kind]])

@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 import weakref
@@ -128,6 +129,7 @@ def _command(request: dict[str, Any], files: Sequence[int]) -> None:
 
 
 def _become(environment: Mapping[str, str]) -> None:
+    tempfile.tempdir = None  # as the environment has it
     os.environ.clear()
     os.environ.update(environment)
 
@@ -136,6 +138,8 @@ def _forked(does: Callable[[], None]) -> int:
     """The number of a process that does it, and ends as an interpreter does."""
     if pid := os.fork():
         return pid
+    for kept in weakref.finalize._registry.values():  # type: ignore[attr-defined]
+        kept.atexit = False  # such as the temporary folders of the process that this one is forked from
     code = 0
     try:
         does()
@@ -179,8 +183,6 @@ def _import_all() -> None:
 def main() -> None:
     requests = socket.socket(fileno=int(sys.argv[1]))
     _import_all()
-    for kept in weakref.finalize._registry.values():  # type: ignore[attr-defined]
-        kept.atexit = False  # the libraries' own, for the end of this process
     gc.collect()
     gc.freeze()
     while True:

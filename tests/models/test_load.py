@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.conftest import ROOT
 from vlmft.errors import DataError
 from vlmft.models.adapters import load_adapter
 from vlmft.models.load import freeze, limit_pixels, load_model, load_processor, part_of
@@ -126,3 +129,26 @@ def test_lora_targets_are_the_language_models_layers_only(tiny: Model) -> None:
     touched = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
     assert len(touched) == 2 * 6  # two layers: q, k, v, o, gate_up, down
     assert all("language_model.layers" in name for name in touched)
+
+
+def test_the_names_of_transformers_are_the_same_in_a_fraction_of_the_time() -> None:
+    """Its own `dir` is quadratic, and is asked for each part of a model that is loaded."""
+    code = """
+import statistics, time, transformers
+
+def measured():
+    times = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        names = dir(transformers)
+        times.append(time.perf_counter() - begun)
+    return names, statistics.median(times)
+
+before, slow = measured()
+from vlmft.models.load import list_names_at_once
+list_names_at_once()
+after, quick = measured()
+assert after == before and len(after) > 1000
+assert slow > 3 * quick, f"{slow:.4f} s before, {quick:.4f} s now: transformers may do without this"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from vlmft.errors import DataError
@@ -127,6 +128,7 @@ def load_model(model: Model, dtype: str, quantization: dict[str, Any] | None = N
 
     common: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     config = load_config(model)
+    list_names_at_once()
     try:
         loader = auto_class(config)
         reads_images = loader is AutoModelForImageTextToText
@@ -167,6 +169,20 @@ def load_model(model: Model, dtype: str, quantization: dict[str, Any] | None = N
     if config.model_type == "mllama":
         see_own_pictures_only(loaded)
     return loaded
+
+
+def list_names_at_once() -> None:
+    """`dir` of transformers' lazy modules in linear time, with the same names.
+
+    For `fusion_config` transformers (5.23) asks it of every module as often as a model has parts, and each of several
+    thousand names is then looked up in a list: more than two seconds of every load.
+    """
+    from transformers.utils.import_utils import _LazyModule
+
+    def names(module: Any) -> list[str]:
+        return list(dict.fromkeys([*ModuleType.__dir__(module), *module.__all__]))
+
+    _LazyModule.__dir__ = names  # type: ignore[method-assign]
 
 
 def see_own_pictures_only(model: Any) -> None:

@@ -74,7 +74,7 @@ def command(tmp_path: Path, prepared: Prepared) -> Callable[..., subprocess.Comp
     def run(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         environment = os.environ if env is None else env
         if prepared.fits(environment):
-            return prepared.run([str(ROOT / "train.py"), *arguments], tmp_path, environment, timeout=300)
+            return prepared.run([str(ROOT / "train.py"), *arguments], tmp_path, environment)
         return subprocess.run(
             [sys.executable, str(ROOT / "train.py"), *arguments],
             cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,

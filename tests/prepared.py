@@ -1,7 +1,7 @@
 """An interpreter with everything imported, from which commands of train.py and vlmft, and their workers, are forked:
 most of a small run's time is imports. What a command does, and in which processes, is the same.
 
-    python tests/prepared.py SOCKET      a request comes with three files, for stdin, stdout and stderr
+    python tests/prepared.py SOCKET      a request comes with files for stdin, stdout and stderr, and a socket for its outcome
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import logging
 import os
 import pkgutil
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -23,115 +24,224 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("vlmft.worker", "vlmft.dry_run", "vlmft.check")  # that are forked
-OF_ITS_OWN = ("VLMFT_", "TMP", "PYTEST_")  # variables that no library reads as it is imported
+WORKERS = ("vlmft.worker", "vlmft.dry_run", "vlmft.check")
+PROGRAMS = (*WORKERS, "vlmft.torchrun", "torch.distributed.run")  # that are forked, beside the files of this repository
+# Variables that no library reads as it is imported.
+OF_ITS_OWN = ("VLMFT_", "KILL_", "TMP", "PATH", "PYTHONPATH", "PYTEST_", "CUDA_VISIBLE_DEVICES",
+              "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_")  # fmt: skip
+OF_ALL = {"TORCH_CPP_LOG_LEVEL": "ERROR", "DS_ACCELERATOR": "cpu"}  # that the libraries are imported with
+
+
+class Started:
+    """A command that is running or has ended, as subprocess.Popen would have it."""
+
+    def __init__(self, command: Sequence[str], outcome: socket.socket, files: Sequence[int]) -> None:
+        self.args, self._outcome, self._files = command, outcome, files
+        self.returncode: int | None = None
+        self.pid = self._number()
+
+    def _number(self) -> int:
+        return int.from_bytes(self._outcome.recv(8, socket.MSG_WAITALL), "big", signed=True)
+
+    def poll(self) -> int | None:
+        if self.returncode is None and select.select([self._outcome], [], [], 0)[0]:
+            self.returncode = self._number()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code. Raises subprocess.TimeoutExpired."""
+        if self.returncode is None and not select.select([self._outcome], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(list(self.args), timeout or 0.0)
+        if self.returncode is None:
+            self.returncode = self._number()
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        self.wait(timeout)
+        return self.said()
+
+    def said(self) -> tuple[str, str]:
+        """What it has said until now, on stdout and stderr."""
+        out, err = (os.pread(file, os.fstat(file).st_size, 0).decode() for file in self._files[1:])
+        return out, err
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def __del__(self) -> None:
+        self._outcome.close()
+        for file in self._files:
+            os.close(file)
 
 
 class Prepared:
     """The interpreter, seen from the tests; it ends with them."""
 
     def __init__(self) -> None:
-        self.environment = dict(os.environ)
+        self.environment = os.environ | OF_ALL
         self.ours, theirs = socket.socketpair()
         # By its last argument a worker that is forked from it is known for one (vlmft/machine.py).
         command = [sys.executable, __file__, str(theirs.fileno()), "vlmft.worker"]
-        nothing = subprocess.DEVNULL
-        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=nothing, stdout=nothing)
+        self.process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], env=self.environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
         theirs.close()
 
     def fits(self, environment: Mapping[str, str]) -> bool:
         """Whether a command with this environment would have imported the same."""
-        changed = {name for name, _ in environment.items() ^ self.environment.items()}
+        changed = {name for name, _ in (environment | OF_ALL).items() ^ self.environment.items()}
         return all(name.startswith(OF_ITS_OWN) for name in changed)
 
-    def run(
-        self, command: Sequence[str], folder: Path, environment: Mapping[str, str], timeout: float, stdin: str = ""
-    ) -> subprocess.CompletedProcess[str]:
-        """A command of train.py or vlmft, as subprocess.run would have it. Raises subprocess.TimeoutExpired."""
-        request = {"command": list(command), "folder": str(folder), "environment": dict(environment)}
-        files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
-        os.pwrite(files[0], stdin.encode(), 0)
-        socket.send_fds(self.ours, [json.dumps(request).encode() + b"\n"], files)
-        self.ours.settimeout(None)
-        pid = self._number()
-        try:
-            self.ours.settimeout(timeout)
-            code = self._number()
-        except TimeoutError:
-            os.kill(pid, signal.SIGKILL)
-            self.ours.settimeout(None)
-            self._number()
-            raise subprocess.TimeoutExpired(command, timeout) from None
-        _, *said = map(_read, files)
-        return subprocess.CompletedProcess(command, code, *said)
+    def start(
+        self, command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None, *,
+        stdin: str = "", session: bool = False,
+    ) -> Started:  # fmt: skip
+        """A command in its folder: train.py or another file of the repository, "-m" and a module of PROGRAMS, vlmft.
 
-    def _number(self) -> int:
-        return int.from_bytes(self.ours.recv(8, socket.MSG_WAITALL), "big", signed=True)
+        With `session` it has a process group of its own.
+        """
+        environment = os.environ if environment is None else environment
+        assert self.fits(environment), "it would have imported something else"
+        request = {
+            "command": list(command), "folder": str(folder), "environment": {**environment, **OF_ALL},
+            "session": session,
+        }  # fmt: skip
+        files = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdin", "stdout", "stderr")]
+        os.pwrite(files[0], stdin.encode(), 0)
+        ours, theirs = socket.socketpair()
+        socket.send_fds(self.ours, [json.dumps(request).encode() + b"\n"], [*files, theirs.fileno()])
+        theirs.close()
+        return Started(command, ours, files)
+
+    def run(
+        self, command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None, *,
+        timeout: float = 300, stdin: str = "",
+    ) -> subprocess.CompletedProcess[str]:  # fmt: skip
+        """As subprocess.run would have it. Raises subprocess.TimeoutExpired."""
+        started = self.start(command, folder, environment, stdin=stdin)
+        try:
+            said = started.communicate(timeout)
+        except subprocess.TimeoutExpired:
+            started.kill()
+            raise
+        return subprocess.CompletedProcess(list(command), started.wait(), *said)
 
     def end(self) -> None:
         self.ours.close()
         self.process.wait()
 
 
-def _read(file: int) -> str:
-    with open(file, "rb") as text:
-        text.seek(0)
-        return text.read().decode()
-
-
-class Worker(subprocess.Popen[bytes]):
-    """A process that a command starts: vlmft's own is forked, anything else is started as ever."""
+class Worker(subprocess.Popen[Any]):
+    """A process that a command starts: those of this repository are forked, anything else is started as ever."""
 
     def _execute_child(self, args: Any, *others: Any) -> None:
-        if list(args[1:2]) != ["-m"] or args[2] not in PROGRAMS:
+        words = _forkable(args)
+        if words is None:
             super()._execute_child(args, *others)  # type: ignore[misc]
             return
-        environment = others[5]
+        folder, environment, session, pipes = others[4], others[5], others[20], others[9:15]
+
+        def does() -> None:
+            for file, number in ((pipes[0], 0), (pipes[3], 1), (pipes[5], 2)):  # its ends of stdin, stdout, stderr
+                if file not in (-1, number):
+                    os.dup2(file, number)
+            for file in set(pipes) - {-1, 0, 1, 2}:
+                os.close(file)
+            _as_anew(words, folder, os.environ if environment is None else environment, session)
+
         sys.stdout.flush()
-        self.pid = _forked(lambda: _module(args[2], args[3:], environment))
+        sys.stderr.flush()
+        self.pid = _forked(does)
         self._child_created = True
+        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
 
 
-def _module(name: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+def _forkable(args: Any) -> list[str] | None:
+    """What the interpreter is to run, where that can be forked."""
+    words = [str(word) for word in args[1:]] if isinstance(args, list | tuple) else []
+    while words[:1] in (["-u"], ["-P"]):
+        del words[0]
+    module = words[:1] == ["-m"] and words[1] in PROGRAMS
+    return words if module or (words and words[0].endswith(".py") and Path(words[0]).is_relative_to(ROOT)) else None
+
+
+def _as_anew(words: Sequence[str], folder: Any, environment: Mapping[str, str], session: bool) -> None:
+    """Do what an interpreter does that is started with these words, in this process."""
+    if session:
+        os.setsid()
+    if folder:
+        os.chdir(folder)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(environment)
+    tempfile.tempdir = None
+    _forget(words[1] in WORKERS if words[0] == "-m" else "_child" not in words[0] and "train.py" not in words[0])
+    for place in filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)):
+        sys.path.insert(0, place)
+        if (file := Path(place) / "sitecustomize.py").is_file():
+            exec(compile(file.read_text(), file, "exec"), {"__name__": "sitecustomize"})
+    if words[0] == "-m":
+        sys.argv = list(words[1:])
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    elif Path(words[0]).name == "vlmft":
+        from vlmft.cli import main
+
+        sys.argv = list(words)
+        main()
+    else:
+        sys.argv = list(words)
+        sys.path.insert(0, str(Path(words[0]).parent))
+        runpy.run_path(words[0], run_name="__main__")
+
+
+def _forget(offline: bool) -> None:
+    """What the process that this one is forked from has done to modules."""
     from huggingface_hub import constants
+    from hydra.core.global_hydra import GlobalHydra
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
-    from vlmft import errors
+    from vlmft import errors, start
 
-    constants.HF_HUB_OFFLINE = True  # as the worker has it before it imports anything
-    errors._failures = None
-    logging.root.handlers.clear()  # Hydra's, of the command
+    subprocess.Popen = subprocess_handler.Popen = Worker  # type: ignore[misc, attr-defined]
+    constants.HF_HUB_OFFLINE = offline  # as a worker has it before it imports anything
+    errors._failures = start._meeting = None
+    GlobalHydra.instance().clear()
+    logging.root.handlers.clear()  # Hydra's
     logging.root.setLevel(logging.WARNING)
     for known in map(logging.getLogger, logging.root.manager.loggerDict):
         known.disabled = False
-    _become(environment)
-    sys.argv = [name, *arguments]
-    runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
 def _command(request: dict[str, Any], files: Sequence[int]) -> None:
-    os.chdir(request["folder"])
-    _become(request["environment"])
-    for number, file in enumerate(files):
-        os.dup2(file, number)
-    subprocess.Popen = Worker  # type: ignore[misc]
-    sys.argv = request["command"]
-    if Path(sys.argv[0]).name == "vlmft":
-        from vlmft.cli import main as program
+    """In a process of its own: start the command, and tell its number and then its exit code."""
+    *standard, outcome = files
 
-        program()
-    else:
-        sys.path.insert(0, str(ROOT))
-        runpy.run_path(sys.argv[0], run_name="__main__")
+    def does() -> None:
+        for number, file in enumerate(standard):
+            os.dup2(file, number)
+        for file in files:
+            os.close(file)
+        _as_anew(request["command"], request["folder"], request["environment"], request["session"])
 
-
-def _become(environment: Mapping[str, str]) -> None:
-    tempfile.tempdir = None  # as the environment has it
-    os.environ.clear()
-    os.environ.update(environment)
+    pid = _forked(does)
+    os.write(outcome, pid.to_bytes(8, "big", signed=True))
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    os.write(outcome, code.to_bytes(8, "big", signed=True))
 
 
 def _forked(does: Callable[[], None]) -> int:
@@ -186,18 +296,18 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     while True:
-        text, files, _, _ = socket.recv_fds(requests, 1 << 20, 3)
+        text, files, _, _ = socket.recv_fds(requests, 1 << 20, 4)
         while text and not text.endswith(b"\n"):
             text += requests.recv(1 << 20)
         if not text:
             os._exit(0)
         request = json.loads(text)
-        pid = _forked(lambda: _command(request, files))  # noqa: B023
+        _forked(lambda: _command(request, files))  # noqa: B023
         for file in files:
             os.close(file)
-        requests.sendall(pid.to_bytes(8, "big", signed=True))
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        requests.sendall(code.to_bytes(8, "big", signed=True))
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:  # those that have ended
+                pass
 
 
 if __name__ == "__main__":

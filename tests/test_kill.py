@@ -6,7 +6,6 @@ import hashlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +14,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
+from tests.prepared import Prepared
 from tests.test_run import only_run, read
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+TRAIN = str(ROOT / "train.py")
 RUN = ("model=tiny_glm41v", "dataset=demo_ct", "dataset.max_rows=40", "method.trainer.max_steps=24",
        "method.trainer.learning_rate=1e-3", "method.batch_size=4", "hardware.micro_batch=2", "hardware=cpu",
        "method.trainer.save_steps=5", "eval=none")  # fmt: skip
@@ -42,21 +43,23 @@ def weights(run: Path) -> str:
 
 
 @pytest.fixture(scope="module", params=["full", "lora"])
-def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, str]:
+def undisturbed(
+    request: pytest.FixtureRequest, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Any, str]:
     """The method, its name's hash, and the weights it comes to when nothing happens."""
     folder = tmp_path_factory.mktemp("undisturbed")
     method = [f"method={request.param}"] + (["method.peft.lora_dropout=0.1"] if request.param == "lora" else [])
-    subprocess.run([sys.executable, str(ROOT / "train.py"), *RUN, *method], cwd=folder, check=True)
+    assert prepared.run([TRAIN, *RUN, *method], folder).returncode == 0
     run = only_run(folder)
     return method, run.name, weights(run)
 
 
 @pytest.mark.slow
-def test_killed_in_a_step(undisturbed: tuple[list[str], str, str], command: Command, tmp_path: Path) -> None:
+def test_killed_in_a_step(
+    undisturbed: tuple[list[str], str, str], command: Command, prepared: Prepared, tmp_path: Path
+) -> None:
     method, name, expected = undisturbed
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *RUN, *method], cwd=tmp_path, start_new_session=True
-    )
+    process = prepared.start([TRAIN, *RUN, *method], tmp_path, session=True)
     status = tmp_path / "outputs" / name / "status.json"
     while not (status.exists() and read(status)["phase"] == "training" and read(status)["step"] >= 7):
         assert process.poll() is None, "the run ended before it could be killed"
@@ -101,8 +104,8 @@ def finish(command: Command, method: list[str], run: Path, expected: str) -> Non
 
 
 @pytest.mark.slow
-def test_sigterm_stops_worker_and_all(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *RUN, "method=lora"], cwd=tmp_path)
+def test_sigterm_stops_worker_and_all(prepared: Prepared, tmp_path: Path) -> None:
+    process = prepared.start([TRAIN, *RUN, "method=lora"], tmp_path)
     while not list(tmp_path.glob("outputs/*/checkpoint-5/complete.json")):
         assert process.poll() is None
         time.sleep(0.01)

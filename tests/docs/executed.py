@@ -105,7 +105,7 @@ class Folder:
             words[0] = str(Path(sys.executable).with_name("vlmft"))
             if "--watch" in words:
                 return self._watched(words)
-            done = self.prepared.run(words, self.folder, os.environ, timeout=300, stdin=QUESTIONS)
+            done = self.prepared.run(words, self.folder, stdin=QUESTIONS)
             return done.returncode, done.stdout + done.stderr
         assert name == "python train.py", f"{command.place}: no rule says how this is executed"
         # On PATH is a Slurm that submits; all else of train.py is told by the words.

@@ -72,12 +72,11 @@ def command(tmp_path: Path, prepared: Prepared) -> Callable[..., subprocess.Comp
     """
 
     def run(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        environment = os.environ if env is None else env
-        if prepared.fits(environment):
-            return prepared.run([str(ROOT / "train.py"), *arguments], tmp_path, environment)
+        if env is None or not prepared.others(env):
+            return prepared.run([str(ROOT / "train.py"), *arguments], tmp_path, env)
         return subprocess.run(
             [sys.executable, str(ROOT / "train.py"), *arguments],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
 
     return run

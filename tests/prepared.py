@@ -1,7 +1,7 @@
 """An interpreter with everything imported, from which commands of train.py and vlmft, and their workers, are forked:
 most of a small run's time is imports. What a command does, and in which processes, is the same.
 
-    python tests/prepared.py SOCKET      a request comes with files for stdin, stdout and stderr, and a socket for its outcome
+    python tests/prepared.py SOCKET      a request comes with files for stdin, stdout and stderr, and a socket to answer
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = ("vlmft.worker", "vlmft.dry_run", "vlmft.check")
 PROGRAMS = (*WORKERS, "vlmft.torchrun", "torch.distributed.run")  # that are forked, beside the files of this repository
-# Variables that no library reads as it is imported.
-OF_ITS_OWN = ("VLMFT_", "KILL_", "TMP", "PATH", "PYTHONPATH", "PYTEST_", "CUDA_VISIBLE_DEVICES",
-              "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_")  # fmt: skip
-OF_ALL = {"TORCH_CPP_LOG_LEVEL": "ERROR", "DS_ACCELERATOR": "cpu"}  # that the libraries are imported with
+# Variables that no library reads as it is imported; the last three, libraries set themselves.
+OF_ITS_OWN = ("VLMFT_", "KILL_", "TMP", "PATH", "PYTHONPATH", "PYTEST_", "CUDA_VISIBLE_DEVICES", "RANK", "WORLD_SIZE",
+              "LOCAL_RANK", "MASTER_", "TORCH_EXT", "TORCHINDUCTOR_", "PYTORCH_NVML_", "ACCELERATE_")  # fmt: skip
+# Those of every command: tiny models gain nothing from several threads.
+OF_ALL = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "DS_ACCELERATOR": "cpu"}
 
 
 class Started:
@@ -100,10 +101,10 @@ class Prepared:
         )  # fmt: skip
         theirs.close()
 
-    def fits(self, environment: Mapping[str, str]) -> bool:
-        """Whether a command with this environment would have imported the same."""
+    def others(self, environment: Mapping[str, str]) -> set[str]:
+        """The variables for which a command with this environment may import something else."""
         changed = {name for name, _ in (environment | OF_ALL).items() ^ self.environment.items()}
-        return all(name.startswith(OF_ITS_OWN) for name in changed)
+        return {name for name in changed if not name.startswith(OF_ITS_OWN)}
 
     def start(
         self, command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None, *,
@@ -114,7 +115,7 @@ class Prepared:
         With `session` it has a process group of its own.
         """
         environment = os.environ if environment is None else environment
-        assert self.fits(environment), "it would have imported something else"
+        assert not (others := self.others(environment)), f"it may import something else, by {', '.join(others)}"
         request = {
             "command": list(command), "folder": str(folder), "environment": {**environment, **OF_ALL},
             "session": session,

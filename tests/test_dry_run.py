@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from tests.prepared import Prepared
 from vlmft.chat.encode import Row
 from vlmft.dry_run import dry_run, lines
 from vlmft.errors import DataError
@@ -64,9 +64,9 @@ def test_a_loss_that_is_no_number_is_told_in_a_line(command: Command, tmp_path: 
     assert in_folder(tmp_path / "tmp") == set() and not (tmp_path / "outputs").exists()
 
 
-def test_a_signal_leaves_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "train.py"), "task=dry_run", "model=tiny_glm41v", *SMALL]
-    process = subprocess.Popen(command, cwd=tmp_path, env=at(tmp_path / "tmp"), stdout=subprocess.DEVNULL)
+def test_a_signal_leaves_nothing(prepared: Prepared, tmp_path: Path) -> None:
+    words = ["task=dry_run", "model=tiny_glm41v", *SMALL]
+    process = prepared.start([str(ROOT / "train.py"), *words], tmp_path, at(tmp_path / "tmp"))
     while not list(tmp_path.glob("tmp/vlmft-dry-run-*/status.json")):
         assert process.poll() is None, "it ended before it could be stopped"
         time.sleep(0.01)

@@ -28,6 +28,7 @@ from packaging.version import Version
 
 from hydra_plugins.vlmft_local_gpus import LocalGpus, _processes
 from tests.conftest import ROOT
+from tests.prepared import Prepared
 from vlmft.errors import ConfigError
 from vlmft.schema import Device
 
@@ -320,18 +321,18 @@ def test_runs_side_by_side(command: Callable[..., subprocess.CompletedProcess[st
     assert max(status["started"] for status in statuses) < min(status["updated"] for status in statuses)
 
 
-def test_runs_are_interrupted_with_the_command(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), "model=tiny_glm41v", "dataset=demo_ct,demo_xray", "method=full",
+def test_runs_are_interrupted_with_the_command(prepared: Prepared, tmp_path: Path) -> None:
+    process = prepared.start(
+        [str(ROOT / "train.py"), "model=tiny_glm41v", "dataset=demo_ct,demo_xray", "method=full",
          "dataset.max_rows=40", "eval=none", "method.trainer.num_train_epochs=500", "hardware=gpus",
-         "hardware.slots=2"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+         "hardware.slots=2"], tmp_path,
     )  # fmt: skip
 
     def statuses() -> list[dict[str, Any]]:
         return [json.loads(file.read_text()) for file in tmp_path.glob("outputs/*/status.json")]
 
     while [status["phase"] for status in statuses()] != ["training", "training"]:
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.said()
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.test_kill import weights
+from tests.prepared import Prepared
+from tests.test_kill import TRAIN, weights
 from tests.test_run import only_run, read
 from vlmft.errors import ConfigError
 from vlmft.nodes import as_torchrun_says, started_by_torchrun
@@ -25,7 +24,7 @@ RUN = ("model=tiny_glm41v", "dataset=demo_ct", "dataset.max_rows=24", "method=fu
        "hardware.micro_batch=2", "hardware.device=cpu", "check=false", "eval=own", "eval.max_rows=10",
        "eval.generation.max_new_tokens=4")  # fmt: skip
 TWO = ("hardware=ddp", "hardware.processes=2")
-QUIET = os.environ | {"OMP_NUM_THREADS": "1"}
+TORCHRUN = ("-m", "torch.distributed.run")
 
 # Found by Python at start through PYTHONPATH: rank 1 fails as training begins.
 FAILS = """
@@ -41,10 +40,10 @@ if os.environ.get("RANK") == "1":
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run by one process."""
     folder = tmp_path_factory.mktemp("alone")
-    subprocess.run([sys.executable, str(ROOT / "train.py"), *RUN], cwd=folder, check=True, env=QUIET, timeout=300)
+    assert prepared.run([TRAIN, *RUN], folder).returncode == 0
     return only_run(folder)
 
 
@@ -54,7 +53,7 @@ def answers(run: Path) -> str:
 
 @pytest.mark.slow
 def test_two_processes_make_the_run_of_one(alone: Path, command: Command, tmp_path: Path) -> None:
-    done = command(*RUN, *TWO, env=QUIET)
+    done = command(*RUN, *TWO)
     assert done.returncode == 0, done.stdout + done.stderr
     run = only_run(tmp_path)
     assert run.name == alone.name, "hardware is no part of what a run is"
@@ -64,17 +63,14 @@ def test_two_processes_make_the_run_of_one(alone: Path, command: Command, tmp_pa
     assert (decided["ranks"], decided["engine"]) == (2, "ddp")
     assert read(run / "status.json")["state"] == read(run / "result.json")["state"] == "done"
     assert done.stdout.count("device    cpu") == 1, "one process tells"
-    again = command(*RUN, env=QUIET)
+    again = command(*RUN)
     assert "nothing to do" in again.stdout, "on any number of processes it is done"
 
 
 @pytest.mark.slow
-def test_started_by_torchrun(alone: Path, tmp_path: Path) -> None:
-    words = ["--nproc-per-node", "2", "--master-port", str(port()), str(ROOT / "train.py")]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *words, *RUN], cwd=tmp_path, env=QUIET,
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+def test_started_by_torchrun(alone: Path, prepared: Prepared, tmp_path: Path) -> None:
+    words = ["--nproc-per-node", "2", "--master-port", str(port())]
+    done = prepared.run([*TORCHRUN, *words, TRAIN, *RUN], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     run = only_run(tmp_path)
     assert read(run / "provenance.json")["decided"]["ranks"] == 2, "two in all, not two times two"
@@ -82,17 +78,13 @@ def test_started_by_torchrun(alone: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_machines(alone: Path, tmp_path: Path) -> None:
+def test_two_machines(alone: Path, prepared: Prepared, tmp_path: Path) -> None:
     """Two agents of torchrun on this one, as there would be one on each."""
     where = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port())]
     machines = [
-        subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", *where, "--node-rank", str(number), str(ROOT / "train.py"),
-             *RUN], cwd=tmp_path, env=QUIET, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for number in (0, 1)
-    ]  # fmt: skip
-    said = [machine.communicate(timeout=300)[0] for machine in machines]
+        prepared.start([*TORCHRUN, *where, "--node-rank", str(number), TRAIN, *RUN], tmp_path) for number in (0, 1)
+    ]
+    said = ["".join(machine.communicate(timeout=300)) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], said
     run = only_run(tmp_path)
     assert weights(run) == weights(alone) and answers(run) == answers(alone)
@@ -102,7 +94,7 @@ def test_two_machines(alone: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_rank_that_failed_is_named_and_a_resume_needs_as_many(command: Command, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(FAILS)
-    done = command(*RUN, *TWO, env=QUIET | {"PYTHONPATH": str(tmp_path)})
+    done = command(*RUN, *TWO, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     run = only_run(tmp_path)
     told = "rank 1 of 2: RuntimeError: row 17 has no image"
     assert done.returncode == 1 and told in done.stderr
@@ -115,7 +107,7 @@ def test_the_rank_that_failed_is_named_and_a_resume_needs_as_many(command: Comma
     checkpoint = run / checkpoints.SAVING / "checkpoint-2"
     checkpoint.mkdir(parents=True)
     checkpoints.put_in_place(run, "checkpoint-2", 2, total=4, seconds=1.0)
-    other = command(*RUN, env=QUIET)
+    other = command(*RUN)
     assert other.returncode == 1
     assert "was started on 2 processes (ddp), and this start has 1 process (ddp)" in other.stderr
 

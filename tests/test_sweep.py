@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from tests.conftest import ROOT
+from tests.prepared import Prepared
 from vlmft import sweep
 from vlmft.errors import ConfigError
 from vlmft.schema import Config
@@ -133,14 +133,14 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
 
 
 @pytest.mark.slow
-def test_a_grid_survives_a_failure_a_kill_and_an_edit_and_is_repaired(project: Path) -> None:
+def test_a_grid_survives_a_failure_a_kill_and_an_edit_and_is_repaired(project: Path, prepared: Prepared) -> None:
     arguments = [
-        sys.executable, "train.py", "-m", "model=tiny_glm41v", "dataset=conversations,demo_ct,demo_path", "method=full",
+        str(project / "train.py"), "-m", "model=tiny_glm41v", "dataset=conversations,demo_ct,demo_path", "method=full",
         "eval=demo", "eval.max_rows=6", "dataset.max_rows=40", "sweep=hard", "hardware=cpu",
         "method.trainer.num_train_epochs=8", "method.trainer.save_steps=5",
     ]  # fmt: skip
     folder = project / "multirun_reports" / "hard"
-    grid = subprocess.Popen(arguments, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    grid = prepared.start(arguments, project)
     plan = json.loads(wait_for(lambda: (folder / "plan.json").is_file() and (folder / "plan.json").read_text()))
     failing, killed, edited = plan["jobs"]
     assert failing["folder"] is None and "conversations" in failing["error"]
@@ -153,7 +153,7 @@ def test_a_grid_survives_a_failure_a_kill_and_an_edit_and_is_repaired(project: P
     wait_for(lambda: json.loads(status.read_text())["step"] >= 6)
     os.kill(json.loads(status.read_text())["pid"], signal.SIGKILL)
 
-    said = grid.communicate(timeout=500)[0]
+    said = "".join(grid.communicate(timeout=500))
     assert grid.returncode == 1
     assert "killed by SIGKILL" in said and "changed since" in said and "9 cells: 3 done, 6 failed" in said
     kept = yaml.safe_load((project / edited["folder"] / "config.yaml").read_text())
@@ -163,7 +163,7 @@ def test_a_grid_survives_a_failure_a_kill_and_an_edit_and_is_repaired(project: P
 
     method.write_text(method.read_text().replace("learning_rate: 9e-1", "learning_rate: 1e-5"))
     write_conversations(project / "data" / "conversations")
-    again = subprocess.run(arguments, cwd=project, capture_output=True, text=True, timeout=500)
+    again = prepared.run(arguments, project, timeout=500)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "resume    from checkpoint" in again.stdout, "the killed one goes on"
     assert again.stdout.count("nothing to do") == 1 and "9 cells: 9 done" in again.stdout

@@ -18,6 +18,7 @@ from PIL import Image
 
 from tests.conftest import ROOT
 from tests.evaluation.chat_server import refused, said, serving, words
+from tests.prepared import Prepared
 from vlmft.cli import main
 from vlmft.data import images
 from vlmft.data.question import OPEN, Question, Turn
@@ -227,15 +228,15 @@ def test_no_torch_is_loaded(command: Command, tmp_path: Path) -> None:
     assert len(list(run.glob("predictions_*"))) == 3
 
 
-def test_a_word_to_end_is_heeded_while_it_waits(tmp_path: Path) -> None:
+def test_a_word_to_end_is_heeded_while_it_waits(prepared: Prepared, tmp_path: Path) -> None:
     def slow(body: dict[str, Any], n: int) -> Any:
         if n:
             time.sleep(20)
         return said("yes")
 
     with serving(slow, models=("lab/model-1",)) as chat:
-        train = [sys.executable, str(ROOT / "train.py"), *SERVED, f"eval.url={chat.url}", "eval.concurrency=2"]
-        process = subprocess.Popen(train, cwd=tmp_path)
+        words = [*SERVED, f"eval.url={chat.url}", "eval.concurrency=2"]
+        process = prepared.start([str(ROOT / "train.py"), *words], tmp_path)
         until = time.monotonic() + 60
         while len(chat.requests) < 3 and time.monotonic() < until:
             time.sleep(0.05)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from vlmft.evaluation import generate, results
-from vlmft.evaluation.runs import Together
+from tests.prepared import Prepared
+from vlmft.evaluation import generate, results, runs
 from vlmft.evaluation.shared_prefix import greedy
 from vlmft.schema import Config
 from vlmft.status import Status, read
@@ -24,13 +22,13 @@ from vlmft.status import Status, read
 pytestmark = pytest.mark.slow  # starts processes
 
 Composed = Callable[..., Config]
+Together = Callable[..., list[tuple[int, str]]]
 BRIEF = ("model=tiny_glm41v", "dataset=demo_ct", "task=eval", "hardware=cpu", "eval.max_rows=24",
          "eval.generation.max_new_tokens=6", "eval.generation.batch_size=2")  # fmt: skip
 
-# The worker, ended by itself in the middle of a batch.
+# Read by the worker as it starts, by tests/prepared.py: it is ended by itself in the middle of a batch.
 DEADLY = """
-import os, signal, sys
-from vlmft import worker
+import os, signal
 from vlmft.evaluation import generate
 answer_line, written = generate.answer_line, []
 def deadly(*answer):
@@ -39,7 +37,6 @@ def deadly(*answer):
         os.kill(os.getpid(), signal.SIGKILL)
     return answer_line(*answer)
 generate.answer_line = deadly
-sys.exit(worker.main(sys.argv[1:]))
 """
 WORKER = ("-m", "vlmft.worker")
 
@@ -50,28 +47,31 @@ def write(config: Config, run: Path) -> Path:
     return run
 
 
-def start(worker: tuple[str, ...], rank: int, count: int, port: int) -> subprocess.Popen[str]:
-    environment = os.environ | {
-        "RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, *worker], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+@pytest.fixture
+def together(prepared: Prepared, tmp_path: Path) -> Together:
+    """together(worker, …): exit code and output of each process; one process stays alone."""
 
+    def of(*workers: Sequence[str], deadly: int | None = None) -> list[tuple[int, str]]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        (tmp_path / "sitecustomize.py").write_text(DEADLY)
+        started = []
+        for rank, worker in enumerate(workers):
+            environment = os.environ | {
+                "RANK": str(rank), "WORLD_SIZE": str(len(workers)), "LOCAL_RANK": str(rank),
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": "",
+            }  # fmt: skip
+            environment |= {"PYTHONPATH": str(tmp_path)} if rank == deadly else {}
+            started.append(prepared.start(worker, tmp_path, environment))
+        try:
+            said = ["".join(process.communicate(120)) for process in started]
+        finally:
+            for process in started:
+                process.kill()
+        return [(process.wait(), text) for process, text in zip(started, said, strict=True)]
 
-def together(*workers: tuple[str, ...]) -> list[tuple[int, str]]:
-    """Exit code and output of each process; one process stays alone."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [start(worker, rank, len(workers), port) for rank, worker in enumerate(workers)]
-    try:
-        said = [process.communicate(timeout=600)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
+    return of
 
 
 def files(run: Path) -> dict[str, bytes]:
@@ -83,11 +83,11 @@ def left(run: Path) -> list[str]:
 
 
 def alone(config: Config, run: Path, wanted: Config | None = None) -> Path:
-    Together().evaluate(config, write(config, run), wanted or config, Status(run))
+    runs.Together().evaluate(config, write(config, run), wanted or config, Status(run))
     return run
 
 
-def test_two_processes_write_what_one_writes(composed: Composed, tmp_path: Path) -> None:
+def test_two_processes_write_what_one_writes(composed: Composed, together: Together, tmp_path: Path) -> None:
     config = composed(*BRIEF, "eval.ablations=[shuffled]", "eval.closed=likelihood")
     one, two = alone(config, tmp_path / "one" / "run"), write(config, tmp_path / "two" / "run")
     command = (*WORKER, str(two))
@@ -104,11 +104,11 @@ def test_two_processes_write_what_one_writes(composed: Composed, tmp_path: Path)
 
 
 def test_after_a_kill_of_one_of_two_a_single_process_answers_the_rest(
-    composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    composed: Composed, together: Together, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = composed(*BRIEF)
     one, run = alone(config, tmp_path / "one" / "run"), write(config, tmp_path / "two" / "run")
-    (code, said), (killed, _) = together((*WORKER, str(run)), ("-c", DEADLY, str(run)))
+    (code, said), (killed, _) = together(*[(*WORKER, str(run))] * 2, deadly=1)
     assert killed == -9 and code == 1, said
     assert not files(run) and len(left(run)) == 2
     kept = sum(file.read_text().count("\n") for file in run.glob(".predictions_*"))
@@ -120,12 +120,12 @@ def test_after_a_kill_of_one_of_two_a_single_process_answers_the_rest(
         return greedy(model, encoder, packs, limit)
 
     monkeypatch.setattr(generate.shared_prefix, "greedy", counted)
-    Together().evaluate(config, run, config, Status(run))
+    runs.Together().evaluate(config, run, config, Status(run))
     assert files(run) == files(one) and not left(run)
     assert sum(answered) == 24 - kept
 
 
-def test_several_runs_by_more_processes_than_pictures(composed: Composed, tmp_path: Path) -> None:
+def test_several_runs_by_more_processes_than_pictures(composed: Composed, together: Together, tmp_path: Path) -> None:
     """One of the runs was begun by a single process."""
     config = composed(*BRIEF, "eval=none")
     wanted = composed(*BRIEF, "eval.split=train", "eval.max_rows=7", "eval.generation.batch_size=32")

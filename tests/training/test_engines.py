@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from torch.utils.cpp_extension import _get_build_directory
 
 from benchmarks import crash
 from tests.conftest import ROOT
+from tests.prepared import Prepared
 from vlmft.data.load import load
 from vlmft.files import write_text
 from vlmft.schema import Config
@@ -53,47 +52,42 @@ OF_OTHERS = [
 TYPES = {"ddp": "MULTI_CPU", "fsdp": "FSDP"}
 
 
-def start(orders: list[dict[str, Any]], folder: Path, count: int = 2) -> subprocess.CompletedProcess[str]:
-    """Carry out the orders of in_turn.py by so many processes."""
+def carry_out(orders: list[dict[str, Any]], folder: Path, prepared: Prepared, count: int = 2) -> None:
+    """The orders of in_turn.py, by so many processes."""
     file = folder / f"orders-{count}.json"
     file.write_text(json.dumps(orders))
     words = ["--processes", str(count), "--failure", str(folder / "failure.json"), "--", str(IN_TURN), str(file)]
-    environment = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "",
-                   "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONPATH": str(ROOT)}  # fmt: skip
-    return subprocess.run(
-        [sys.executable, "-m", "vlmft.torchrun", *words], cwd=ROOT, env=os.environ | environment,
-        capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+    done = prepared.run(["-m", "vlmft.torchrun", *words], ROOT, os.environ | {"CUDA_VISIBLE_DEVICES": ""}, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-def prepared(folder: Path, config: Config) -> Path:
+def written(folder: Path, config: Config) -> Path:
     folder.mkdir(parents=True)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
     return folder
 
 
 @pytest.fixture(scope="module")
-def runs(composed: Composed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def runs(composed: Composed, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with `<engine>-<method>`, each told to end and then resumed, and `one-<method>` by one process."""
     folder = tmp_path_factory.mktemp("together")
     several, alone = [], []
     for method, chosen in METHODS.items():
-        alone.append({"run": str(prepared(folder / f"one-{method}", composed(*COMMON, *chosen)))})
+        alone.append({"run": str(written(folder / f"one-{method}", composed(*COMMON, *chosen)))})
         for engine, hardware in ENGINES.items():
             config = composed(*COMMON, *chosen, *hardware, "hardware.processes=2")
-            run = str(prepared(folder / f"{engine}-{method}", config))
+            run = str(written(folder / f"{engine}-{method}", config))
             several += [{"run": run, "stop": STOP}, {"run": run}]
     rows_without_pictures(folder / "conversations", composed)
     crash.pairs(folder / "pairs")
     paths = (f"paths.conversations={folder}/conversations", f"paths.pairs={folder}/pairs", *UNWATCHED)
     for what, chosen in OTHERS.items():
-        alone.append({"run": str(prepared(folder / f"one-{what}", composed(*COMMON, *paths, *chosen)))})
+        alone.append({"run": str(written(folder / f"one-{what}", composed(*COMMON, *paths, *chosen)))})
     for what, engine in OF_OTHERS:
         config = composed(*COMMON, *paths, *OTHERS[what], *ENGINES[engine], "hardware.processes=2")
-        several.append({"run": str(prepared(folder / f"{engine}-{what}", config))})
+        several.append({"run": str(written(folder / f"{engine}-{what}", config))})
     for orders, count in ((alone, 1), (several, 2)):
-        done = start(orders, folder, count)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        carry_out(orders, folder, prepared, count)
     yield folder
 
 
@@ -160,15 +154,14 @@ def test_nothing_differs_by_a_bit_under_ddp(runs: Path) -> None:
 
 @pytest.mark.slow
 def test_the_hosts_optimiser_is_compiled_past_the_lock_of_a_killed_compiler(
-    composed: Composed, tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+    composed: Composed, prepared: Prepared, tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one GPU has it: a single process, with weights and optimiser states in the host's memory."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     folder = Path(_get_build_directory("cpu_adam", verbose=False))
     (folder / "lock").touch()
     config = composed(*COMMON, *METHODS["full"], "hardware=zero3_offload", "hardware.processes=1")
-    run = prepared(tmp_path / "run", config)
-    done = start([{"run": str(run)}], tmp_path, 1)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run = written(tmp_path / "run", config)
+    carry_out([{"run": str(run)}], tmp_path, prepared, 1)
     assert list(folder.glob("*.so")), "it was compiled here"
     assert losses(run) == pytest.approx(losses(runs / "one-full"), rel=1e-4)

@@ -30,7 +30,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = ("vlmft.worker", "vlmft.dry_run", "vlmft.check")
-PROGRAMS = (*WORKERS, "vlmft.torchrun", "torch.distributed.run")  # that are forked, beside the files of this repository
+PROGRAMS = (*WORKERS, "vlmft.torchrun", "torch.distributed.run")  # that are forked, and
+FILES = tuple(str(ROOT / name) for name in ("train.py", "hydra_plugins/", "tests/"))
 # Variables that no library reads as it is imported; the last three, libraries set themselves.
 OF_ITS_OWN = ("VLMFT_", "KILL_", "TMP", "PATH", "PYTHONPATH", "PYTEST_", "CUDA_VISIBLE_DEVICES", "RANK", "WORLD_SIZE",
               "LOCAL_RANK", "MASTER_", "TORCH_EXT", "TORCHINDUCTOR_", "PYTORCH_NVML_", "ACCELERATE_")  # fmt: skip
@@ -176,7 +177,7 @@ def _forkable(args: Any) -> list[str] | None:
     while words[:1] in (["-u"], ["-P"]):
         del words[0]
     module = words[:1] == ["-m"] and words[1] in PROGRAMS
-    return words if module or (words and words[0].endswith(".py") and Path(words[0]).is_relative_to(ROOT)) else None
+    return words if module or (words and words[0].startswith(FILES)) else None
 
 
 def _as_anew(words: Sequence[str], folder: Any, environment: Mapping[str, str], session: bool) -> None:

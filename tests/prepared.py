@@ -32,9 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKERS = ("vlmft.worker", "vlmft.dry_run", "vlmft.check")
 PROGRAMS = (*WORKERS, "vlmft.torchrun", "torch.distributed.run")  # that are forked, and
 FILES = tuple(str(ROOT / name) for name in ("train.py", "hydra_plugins/", "tests/"))
-# Variables that no library reads as it is imported; the last three, libraries set themselves.
-OF_ITS_OWN = ("VLMFT_", "KILL_", "TMP", "PATH", "PYTHONPATH", "PYTEST_", "CUDA_VISIBLE_DEVICES", "RANK", "WORLD_SIZE",
-              "LOCAL_RANK", "MASTER_", "TORCH_EXT", "TORCHINDUCTOR_", "PYTORCH_NVML_", "ACCELERATE_")  # fmt: skip
+READ_AT_IMPORT = ("HF_", "HOME", "TRANSFORMERS_", "XDG_")  # variables, by libraries
 # Those of every command: tiny models gain nothing from several threads.
 OF_ALL = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "DS_ACCELERATOR": "cpu"}
 
@@ -104,8 +102,8 @@ class Prepared:
 
     def others(self, environment: Mapping[str, str]) -> set[str]:
         """The variables for which a command with this environment may import something else."""
-        changed = {name for name, _ in (environment | OF_ALL).items() ^ self.environment.items()}
-        return {name for name in changed if not name.startswith(OF_ITS_OWN)}
+        changed = {name for name, _ in environment.items() ^ self.environment.items()}
+        return {name for name in changed if name.startswith(READ_AT_IMPORT)}
 
     def start(
         self, command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None, *,
@@ -199,6 +197,7 @@ def _as_anew(words: Sequence[str], folder: Any, environment: Mapping[str, str], 
             exec(compile(file.read_text(), file, "exec"), {"__name__": "sitecustomize"})
     if words[0] == "-m":
         sys.argv = list(words[1:])
+        sys.modules.pop(words[1], None)
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     elif Path(words[0]).name == "vlmft":
         from vlmft.cli import main

@@ -262,12 +262,15 @@ def test_what_is_wrong_with_a_test_set_shows_before_training(command: Command, t
 
 
 @pytest.mark.slow
-def test_debug_mode_is_short(command: Command, tmp_path: Path) -> None:
-    done = command("model=tiny_glm41v", "dataset=demo", "debug=true", "hardware=cpu")
+@pytest.mark.parametrize(("ablations", "rows"), [("[]", 8), ("[shuffled]", 24)])
+def test_debug_mode_is_short(ablations: str, rows: int, command: Command, tmp_path: Path) -> None:
+    brief = ("hardware=cpu", "eval.generation.max_new_tokens=8", f"eval.ablations={ablations}")
+    done = command("model=tiny_glm41v", "dataset=demo", "debug=true", *brief)
     assert done.returncode == 0, done.stderr
     result = read(only_run(tmp_path) / "result.json")
     assert result["train"]["steps"] == 2
-    assert all(found["n"] <= 8 for found in result["evaluations"].values())
+    assert all(found["n"] <= rows for found in result["evaluations"].values())
+    assert len(result["evaluations"]) == (3 if rows == 8 else 6)
 
 
 def test_wandb_without_a_login_is_offline(command: Command, tmp_path: Path) -> None:

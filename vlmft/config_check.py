@@ -21,7 +21,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from vlmft import hardware_check, library_keys, method_check, server_check
 from vlmft.data import samples, stream
 from vlmft.errors import ConfigError, nearest
-from vlmft.evaluation.ablations import PASSES
+from vlmft.evaluation.ablations import PASSES, SHUFFLED
 from vlmft.evaluation.protocols import PROTOCOLS
 from vlmft.schema import Backend, Closed, Config, Eval, Packing, QuestionSet, Task
 
@@ -29,7 +29,7 @@ GROUPS = ("model", "dataset", "method", "hardware", "eval", "experiment")
 _OF_A_MIXTURE = {"name", "max_rows", "max_test_rows", "percent", "bad_rows"}  # these hold for each member
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _DEBUG_TRAIN_ROWS = 32
-_DEBUG_TEST_ROWS = 8
+_DEBUG_TEST_ROWS, _DEBUG_SHUFFLED_ROWS = 8, 24  # whole images, of which a shuffled pass needs two
 
 
 def check(cfg: DictConfig) -> Config:
@@ -176,7 +176,8 @@ def _debug(config: Config) -> Config:
     for dataset in (config.dataset, *config.stages.values()):
         for spec in (dataset, *dataset.sets.values()):
             spec.max_rows = min(spec.max_rows or _DEBUG_TRAIN_ROWS, _DEBUG_TRAIN_ROWS)
-    config.eval.max_rows = min(config.eval.max_rows or _DEBUG_TEST_ROWS, _DEBUG_TEST_ROWS)
+    rows = _DEBUG_SHUFFLED_ROWS if SHUFFLED in config.eval.ablations else _DEBUG_TEST_ROWS
+    config.eval.max_rows = min(config.eval.max_rows or rows, rows)
     return config
 
 

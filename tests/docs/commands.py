@@ -39,9 +39,6 @@ PLACES = {  # a user's folders: those that the test has prepared beside data/, o
 QUICKLY = {  # of train.py, unless the command says otherwise: a few rows, two steps, short answers, no GPU
     "hardware": "cpu", "debug": "true", "eval.generation.max_new_tokens": "8",
 }  # fmt: skip
-OF_SEVERAL_PICTURES = {  # where a question is shown another's, which debug=true has too few of
-    "debug": "false", "dataset.max_rows": "24", "method.trainer.max_steps": "2", "eval.max_rows": "24",
-}  # fmt: skip
 ON = {  # what hardware is told besides
     "gpus": "hardware.device=cpu", "slurm": "hardware.wait=false", "slurm_multinode": "hardware.wait=false",
 }  # fmt: skip
@@ -172,7 +169,6 @@ def stood_in(command: Command, model: str, server: str) -> Command:
     chosen = dict(word.partition("=")[::2] for word in words if "=" in word)
     if "model" not in chosen and model in TWINS:
         words.append(f"model={TWINS[model]}")
-    quickly = QUICKLY | (OF_SEVERAL_PICTURES if "eval.ablations" in chosen else {})
-    words += [f"{key}={value}" for key, value in quickly.items() if key not in chosen]
+    words += [f"{key}={value}" for key, value in QUICKLY.items() if key not in chosen]
     words += [ON[name] for name in (chosen.get("hardware", ""),) if name in ON and ON[name] not in words]
     return replace(command, text=shlex.join(words))

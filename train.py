@@ -13,8 +13,9 @@ from vlmft.run import run
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
-    gc.freeze()
-    gc.enable()
+    if not gc.isenabled():  # the first job of a sweep, or the only one
+        gc.freeze()
+        gc.enable()
     run(cfg)
 
 

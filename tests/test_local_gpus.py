@@ -314,7 +314,7 @@ class TestOfHydraFromOutside(IntegrationTestSuite):
 def test_runs_side_by_side(command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     axes = ("dataset=demo_ct,demo_xray", "hardware=gpus", "hardware.slots=2")
     done = command("-m", "model=tiny_glm41v", "method=full", "dataset.max_rows=40", "eval.max_rows=10", *axes,
-                   "method.trainer.max_steps=2")  # fmt: skip
+                   "method.trainer.max_steps=2", "eval.generation.max_new_tokens=64")  # fmt: skip
     assert done.returncode == 0, done.stderr
     statuses = [json.loads(file.read_text()) for file in tmp_path.glob("outputs/*/status.json")]
     assert [status["state"] for status in statuses] == ["done", "done"]

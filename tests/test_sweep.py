@@ -137,7 +137,7 @@ def test_a_grid_survives_a_failure_a_kill_and_an_edit_and_is_repaired(project: P
     arguments = [
         str(project / "train.py"), "-m", "model=tiny_glm41v", "dataset=conversations,demo_ct,demo_path", "method=full",
         "eval=demo", "eval.max_rows=6", "dataset.max_rows=40", "sweep=hard", "hardware=cpu",
-        "method.trainer.num_train_epochs=8", "method.trainer.save_steps=5",
+        "method.trainer.num_train_epochs=8", "method.trainer.save_steps=5", "eval.generation.max_new_tokens=8",
     ]  # fmt: skip
     folder = project / "multirun_reports" / "hard"
     grid = prepared.start(arguments, project)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from tests.prepared import Prepared
+from tests.prepared import TRAIN, Prepared
 from vlmft.config_check import check
 from vlmft.schema import Config, Model
 
@@ -73,9 +73,9 @@ def command(tmp_path: Path, prepared: Prepared) -> Callable[..., subprocess.Comp
 
     def run(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         if env is None or not prepared.others(env):
-            return prepared.run([str(ROOT / "train.py"), *arguments], tmp_path, env)
+            return prepared.run([TRAIN, *arguments], tmp_path, env)
         return subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), *arguments],
+            [sys.executable, TRAIN, *arguments],
             cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
 

@@ -29,10 +29,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+TRAIN = str(ROOT / "train.py")
 WORKERS = ("vlmft.worker", "vlmft.dry_run", "vlmft.check")
-PROGRAMS = (*WORKERS, "vlmft.torchrun", "torch.distributed.run")  # that are forked, and
-FILES = tuple(str(ROOT / name) for name in ("train.py", "hydra_plugins/", "tests/"))
-READ_AT_IMPORT = ("HF_", "HOME", "TRANSFORMERS_", "XDG_")  # variables, by libraries
+# What is forked: these modules, and these files.
+PROGRAMS = (*WORKERS, "vlmft.torchrun", "torch.distributed.run")
+FILES = (TRAIN, f"{ROOT}/hydra_plugins/", f"{ROOT}/tests/")
+READ_AT_IMPORT = ("HF_", "HOME", "TRANSFORMERS_", "XDG_")  # variables that libraries read as they are imported
 # Those of every command: tiny models gain nothing from several threads.
 OF_ALL = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "DS_ACCELERATOR": "cpu"}
 
@@ -46,18 +48,21 @@ class Started:
         self.pid = self._number()
 
     def _number(self) -> int:
-        return int.from_bytes(self._outcome.recv(8, socket.MSG_WAITALL), "big", signed=True)
+        number = self._outcome.recv(8, socket.MSG_WAITALL)
+        if not number:
+            raise ConnectionError("the prepared interpreter is gone")  # and 0 is the number of every process of a group
+        return int.from_bytes(number, "big", signed=True)
 
     def poll(self) -> int | None:
-        if self.returncode is None and select.select([self._outcome], [], [], 0)[0]:
-            self.returncode = self._number()
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         """Its exit code. Raises subprocess.TimeoutExpired."""
-        if self.returncode is None and not select.select([self._outcome], [], [], timeout)[0]:
-            raise subprocess.TimeoutExpired(list(self.args), timeout or 0.0)
         if self.returncode is None:
+            if not select.select([self._outcome], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(list(self.args), timeout or 0.0)
             self.returncode = self._number()
         return self.returncode
 
@@ -96,7 +101,7 @@ class Prepared:
         command = [sys.executable, __file__, str(theirs.fileno()), "vlmft.worker"]
         self.process = subprocess.Popen(
             command, pass_fds=[theirs.fileno()], env=self.environment,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         theirs.close()
 
@@ -190,7 +195,7 @@ def _as_anew(words: Sequence[str], folder: Any, environment: Mapping[str, str], 
     os.environ.clear()
     os.environ.update(environment)
     tempfile.tempdir = None
-    _forget(words[1] in WORKERS if words[0] == "-m" else "_child" not in words[0] and "train.py" not in words[0])
+    _forget(offline=words[0] == "-m" and words[1] in WORKERS)
     for place in filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)):
         sys.path.insert(0, place)
         if (file := Path(place) / "sitecustomize.py").is_file():
@@ -219,7 +224,7 @@ def _forget(offline: bool) -> None:
     from vlmft import errors, start
 
     subprocess.Popen = subprocess_handler.Popen = Worker  # type: ignore[misc, attr-defined]
-    constants.HF_HUB_OFFLINE = offline  # as a worker has it before it imports anything
+    constants.HF_HUB_OFFLINE = offline  # which a worker asks for before it imports anything
     errors._failures = start._meeting = None
     GlobalHydra.instance().clear()
     logging.root.handlers.clear()  # Hydra's
@@ -261,11 +266,13 @@ def _forked(does: Callable[[], None]) -> int:
     except BaseException:
         traceback.print_exc()
         code = 1
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)  # whatever happens: the caller's work is the other process's
 
 
 def _import_all() -> None:

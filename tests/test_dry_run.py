@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import ROOT
-from tests.prepared import Prepared
+from tests.prepared import TRAIN, Prepared
 from vlmft.chat.encode import Row
 from vlmft.dry_run import dry_run, lines
 from vlmft.errors import DataError
@@ -66,7 +65,7 @@ def test_a_loss_that_is_no_number_is_told_in_a_line(command: Command, tmp_path: 
 
 def test_a_signal_leaves_nothing(prepared: Prepared, tmp_path: Path) -> None:
     words = ["task=dry_run", "model=tiny_glm41v", *SMALL]
-    process = prepared.start([str(ROOT / "train.py"), *words], tmp_path, at(tmp_path / "tmp"))
+    process = prepared.start([TRAIN, *words], tmp_path, at(tmp_path / "tmp"))
     while not list(tmp_path.glob("tmp/vlmft-dry-run-*/status.json")):
         assert process.poll() is None, "it ended before it could be stopped"
         time.sleep(0.01)

@@ -13,12 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.prepared import Prepared
+from tests.prepared import TRAIN, Prepared
 from tests.test_run import only_run, read
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
-TRAIN = str(ROOT / "train.py")
 RUN = ("model=tiny_glm41v", "dataset=demo_ct", "dataset.max_rows=40", "method.trainer.max_steps=24",
        "method.trainer.learning_rate=1e-3", "method.batch_size=4", "hardware.micro_batch=2", "hardware=cpu",
        "method.trainer.save_steps=5", "eval=none")  # fmt: skip

@@ -28,7 +28,7 @@ from packaging.version import Version
 
 from hydra_plugins.vlmft_local_gpus import LocalGpus, _processes
 from tests.conftest import ROOT
-from tests.prepared import Prepared
+from tests.prepared import TRAIN, Prepared
 from vlmft.errors import ConfigError
 from vlmft.schema import Device
 
@@ -323,7 +323,7 @@ def test_runs_side_by_side(command: Callable[..., subprocess.CompletedProcess[st
 
 def test_runs_are_interrupted_with_the_command(prepared: Prepared, tmp_path: Path) -> None:
     process = prepared.start(
-        [str(ROOT / "train.py"), "model=tiny_glm41v", "dataset=demo_ct,demo_xray", "method=full",
+        [TRAIN, "model=tiny_glm41v", "dataset=demo_ct,demo_xray", "method=full",
          "dataset.max_rows=40", "eval=none", "method.trainer.num_train_epochs=500", "hardware=gpus",
          "hardware.slots=2"], tmp_path,
     )  # fmt: skip

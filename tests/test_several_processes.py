@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.prepared import Prepared
-from tests.test_kill import TRAIN, weights
+from tests.prepared import TRAIN, Prepared
+from tests.test_kill import weights
 from tests.test_run import only_run, read
 from vlmft.errors import ConfigError
 from vlmft.nodes import as_torchrun_says, started_by_torchrun

@@ -36,14 +36,11 @@ def drawn(folder: Path) -> dict[str, dict[str, list[Question]]]:
 
 
 def test_drawing_is_quick(tmp_path: Path) -> None:
-    times = []
-    for place in (tmp_path / "once", tmp_path / "again"):  # the machine may have had other work
-        started = time.process_time()
-        for name in NAMES:
-            demo.files(spec(place, name), "train")
-        times.append(time.process_time() - started)
-    assert min(times) < 3, times
-    assert sorted(path.name for path in place.iterdir()) == sorted(f"{name}-{demo.VERSION}" for name in NAMES)
+    started = time.process_time()
+    for name in NAMES:
+        demo.files(spec(tmp_path, name), "train")
+    assert time.process_time() - started < 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{name}-{demo.VERSION}" for name in NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

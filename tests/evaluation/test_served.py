@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.conftest import ROOT
 from tests.evaluation.chat_server import refused, said, serving, words
-from tests.prepared import Prepared
+from tests.prepared import TRAIN, Prepared
 from vlmft.cli import main
 from vlmft.data import images
 from vlmft.data.question import OPEN, Question, Turn
@@ -235,8 +235,7 @@ def test_a_word_to_end_is_heeded_while_it_waits(prepared: Prepared, tmp_path: Pa
         return said("yes")
 
     with serving(slow, models=("lab/model-1",)) as chat:
-        words = [*SERVED, f"eval.url={chat.url}", "eval.concurrency=2"]
-        process = prepared.start([str(ROOT / "train.py"), *words], tmp_path)
+        process = prepared.start([TRAIN, *SERVED, f"eval.url={chat.url}", "eval.concurrency=2"], tmp_path)
         until = time.monotonic() + 60
         while len(chat.requests) < 3 and time.monotonic() < until:
             time.sleep(0.05)

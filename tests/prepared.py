@@ -220,9 +220,12 @@ def _forget(offline: bool) -> None:
     from huggingface_hub import constants
     from hydra.core.global_hydra import GlobalHydra
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+    from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 
     from vlmft import errors, start
 
+    # The same name, without looking for the file of every caller in all these modules: that took a machine's agents 25 s.
+    dynamic_rendezvous.get_method_name = lambda depth=2: sys._getframe(depth).f_code.co_name
     subprocess.Popen = subprocess_handler.Popen = Worker  # type: ignore[misc, attr-defined]
     constants.HF_HUB_OFFLINE = offline  # which a worker asks for before it imports anything
     errors._failures = start._meeting = None

@@ -83,17 +83,19 @@ class Fallen:
 
 
 def started(words: Sequence[str], folder: Path, **order: Any) -> subprocess.CompletedProcess[str]:
-    """The command with its outputs in `folder`, in a session of its own, as it ended; watched where there is an order.
-
-    One that takes longer than PATIENCE is killed, and ends with a code that is not 0.
-    """
+    """The command with its outputs in `folder`, as it ended; watched where there is an order."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     if order:
         paths = [str(folder.parent / "at_start"), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment |= {"PYTHONPATH": os.pathsep.join(paths), ORDER: json.dumps(order)}
+    return run([str(ROOT / "train.py"), *COMMON, *words, f"paths.outputs={folder}"], folder, environment)
+
+
+def run(words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """What Python is told, in a session of its own; after PATIENCE it is killed, and its code is not 0."""
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *COMMON, *words, f"paths.outputs={folder}"], cwd=folder,
-        env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, *words], cwd=folder, env=environment,
+        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         said, wrong = process.communicate(timeout=PATIENCE)

@@ -23,8 +23,11 @@ TRAINER, ORDER = "vlmft.training.trainer", "VLMFT_CRASH"
 
 
 def arm() -> None:
-    """Have the trainer watched as soon as a process imports it: only the worker does."""
+    """Have the trainer watched as soon as a process imports it: only the worker does, and trains."""
     order = json.loads(os.environ[ORDER])
+    if TRAINER in sys.modules:  # of a process that is forked
+        watch(sys.modules[TRAINER].Planned, order)
+        return
 
     class Finder:
         def find_spec(self, name: str, path: Any, target: Any = None) -> Any:

@@ -224,7 +224,7 @@ def _forget(offline: bool) -> None:
 
     from vlmft import errors, start
 
-    # The same name, without looking for the file of every caller in all these modules: that took a machine's agents 25 s.
+    # The same name, without looking for every caller in all these modules, which took the agents of two machines 25 s.
     dynamic_rendezvous.get_method_name = lambda depth=2: sys._getframe(depth).f_code.co_name
     subprocess.Popen = subprocess_handler.Popen = Worker  # type: ignore[misc, attr-defined]
     constants.HF_HUB_OFFLINE = offline  # which a worker asks for before it imports anything

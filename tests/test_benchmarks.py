@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import crash
 from tests.conftest import ROOT
+from tests.prepared import Prepared
 
 
 def measured(name: str, *options: str) -> Any:
@@ -42,7 +46,7 @@ def test_encoding_is_faster_than_row_by_row_in_little_memory() -> None:
 
 @pytest.mark.slow
 def test_streaming_a_file_takes_no_memory_for_its_rows() -> None:
-    found = measured("streaming.py", "--rows", "20000", "--whole", "20000")["streamed"]
+    found = measured("streaming.py", "--rows", "20000", "--whole", "20000", "--rounds", "1")["streamed"]
     assert found["rows"] == 20_000 and found["growth_mb"] < 20 < found["whole_mb"]
 
 
@@ -57,12 +61,21 @@ def test_pairs_have_the_loss_of_stock_trl_and_are_timed_against_it() -> None:
 
 
 @pytest.mark.slow
-def test_killed_runs_come_to_the_weights_of_undisturbed_ones() -> None:
+def test_killed_runs_come_to_the_weights_of_undisturbed_ones(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A kill of each kind of run, with each signal, two of them inside a save."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "crash.py"), "--json", "--kills", "3", "--together", "3"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+
+    def run(words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        started = prepared.start(words, folder, environment, session=True)
+        said = started.communicate(crash.PATIENCE)
+        return subprocess.CompletedProcess(words, started.wait(), *said)
+
+    monkeypatch.setattr(crash, "run", run)
+    monkeypatch.setenv("VLMFT_CACHE", "")  # which it sets
+    monkeypatch.setattr(sys, "argv", ["crash.py", "--json", "--kills", "3", "--together", "2"])
+    crash.main()
+    found = json.loads(capsys.readouterr().out)
     assert (found["kills"], found["inside_a_save"], found["equal"]) == (3, 2, 3)
     one = {"kills": 1, "equal": 1}
     assert found["by_kind"] == dict.fromkeys(("full", "lora", "dpo"), one)

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
+from vlmft.data.mixture import load_mixture
 from vlmft.models.tiny import write_tiny
+from vlmft.schema import Config
 from vlmft.slurm_queue import submitted
 
 PLACE = Path(os.environ.get("VLMFT_SLURM", "/tmp/vlmft-slurm"))
@@ -42,8 +44,8 @@ if "SLURM_JOB_ID" in os.environ and not int(os.environ.get("SLURM_RESTART_COUNT"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cluster(cache: Path) -> None:
-    """Skips where no Slurm answers, or not one as these tests need; else the jobs find their model in the cache."""
+def cluster(cache: Path, composed: Callable[..., Config]) -> None:
+    """Skips where no Slurm answers, or not one as these tests need; else jobs find their model and pictures cached."""
     if (conf := PLACE / "slurm.conf").is_file():
         os.environ["SLURM_CONF"] = str(conf)
     try:
@@ -53,6 +55,7 @@ def cluster(cache: Path) -> None:
     if not {"main", "low", "high"} <= set(said.split()):
         pytest.skip("this Slurm has no partitions main, low and high; tests/slurm/start.sh starts one that has")
     write_tiny("glm41v", cache / "models" / "tiny_glm41v")
+    load_mixture(composed("dataset=demo").dataset, "train", seed=0)  # else all commands would draw it at the same time
 
 
 def asked(*command: str) -> str:

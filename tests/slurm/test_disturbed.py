@@ -37,7 +37,7 @@ def told_to_save(folder: Path) -> Command:
 
 
 def out_of_time(folder: Path) -> Command:
-    words = ("hardware.time=3", "hardware.signal_delay=10")
+    words = ("hardware.time=3", "hardware.signal_delay=20")  # more than a step takes
     return start(folder, *SLURM, *RUN, *words, pause=12).end()
 
 

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAIN = str(ROOT / "train.py")
 WORKERS = ("vlmft.worker", "vlmft.dry_run", "vlmft.check")
 # What is forked: these modules, and these files.
-PROGRAMS = (*WORKERS, "vlmft.torchrun", "torch.distributed.run")
+PROGRAMS = (*WORKERS, "vlmft.plan", "vlmft.torchrun", "torch.distributed.run")
 FILES = (TRAIN, f"{ROOT}/hydra_plugins/", f"{ROOT}/tests/")
 READ_AT_IMPORT = ("HF_", "HOME", "TRANSFORMERS_", "XDG_")  # variables that libraries read as they are imported
 # Those of every command: tiny models gain nothing from several threads.
@@ -185,6 +185,8 @@ def _forkable(args: Any) -> list[str] | None:
 
 def _as_anew(words: Sequence[str], folder: Any, environment: Mapping[str, str], session: bool) -> None:
     """Do what an interpreter does that is started with these words, in this process."""
+    from transformers.utils import logging as transformers_logging
+
     if session:
         os.setsid()
     if folder:
@@ -195,7 +197,9 @@ def _as_anew(words: Sequence[str], folder: Any, environment: Mapping[str, str], 
     os.environ.clear()
     os.environ.update(environment)
     tempfile.tempdir = None
-    _forget(offline=words[0] == "-m" and words[1] in WORKERS)
+    _forget(offline=words[:2] in [["-m", worker] for worker in WORKERS] or environment.get("HF_HUB_OFFLINE") == "1")
+    if environment.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":
+        transformers_logging.disable_progress_bar()
     for place in filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)):
         sys.path.insert(0, place)
         if (file := Path(place) / "sitecustomize.py").is_file():

@@ -28,9 +28,9 @@ demo: $(DEMO)  ## install, then train and evaluate a tiny model on made-up pictu
 test: lint  ## install, lint, and run the quick tests
 	$(PYTEST) -m "not slow"
 
-# pytest ends with 5 where no test is marked slow.
+# In the order of tests/conftest.py. pytest ends with 5 where no test is marked slow.
 test-slow: $(TEST)  ## install, and run the tests that train tiny models
-	$(PYTEST) -m slow || [ $$? -eq 5 ]
+	$(PYTEST) --no-loadscope-reorder -m slow || [ $$? -eq 5 ]
 
 bench: $(TEST)  ## measure the speed claims of the README against their opponents
 	$(PY) benchmarks/packing.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -19,6 +20,26 @@ from vlmft.schema import Config, Model
 ROOT = Path(__file__).resolve().parents[1]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background; tests press Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# The slow files that take longest: begun first, what computes beside what waits, so that none is left at the end.
+LONGEST = ("docs/test_docs.py", "slurm/test_disturbed.py", "docs/test_readme.py", "slurm/", "test_benchmarks.py",
+           "training/test_engines.py", "test_preferences.py")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        name = item.nodeid.removeprefix("tests/")
+        return next((number for number, first in enumerate(LONGEST) if name.startswith(first)), len(LONGEST))
+
+    items.sort(key=place)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> None:
+    """What earlier modules have imported is not searched for garbage whenever a trainer lets go of memory."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT
+from tests.prepared import Prepared, Started
 from vlmft.errors import AGAIN, INTERRUPTED
 from vlmft.torchrun import to_blame
 
@@ -50,17 +49,15 @@ def test_the_rank_that_failed_of_itself_is_to_blame() -> None:
 
 
 @pytest.fixture
-def launched(tmp_path: Path) -> Iterator[Any]:
+def launched(prepared: Prepared, tmp_path: Path) -> Iterator[Any]:
     """launched("what each rank does"): the process that starts two ranks; all of them are gone in the end."""
     (tmp_path / "rank.py").write_text(WORKER)
-    started: list[subprocess.Popen[str]] = []
+    started: list[Started] = []
 
-    def of(does: str) -> subprocess.Popen[str]:
+    def of(does: str) -> Started:
         words = ["--processes", "2", "--failure", str(tmp_path / "failure.json"), "--", str(tmp_path / "rank.py"), does]
-        started.append(subprocess.Popen(
-            [sys.executable, "-m", "vlmft.torchrun", *words, str(tmp_path)], cwd=ROOT, text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        ))  # fmt: skip
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        started.append(prepared.start(["-m", "vlmft.torchrun", *words, str(tmp_path)], ROOT, environment))
         return started[-1]
 
     yield of
@@ -94,7 +91,7 @@ def pids(folder: Path) -> list[int]:
 )
 def test_how_ranks_end(does: str, code: int, told: str | None, launched: Any, tmp_path: Path) -> None:
     process = launched(does)
-    output, _ = process.communicate(timeout=120)
+    output = "".join(process.communicate(timeout=120))
     assert process.returncode == code, output
     if told:
         said = json.loads((tmp_path / "failure.json").read_text())

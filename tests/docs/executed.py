@@ -82,7 +82,8 @@ class Folder:
             if elsewhere(command):
                 self.elsewhere.append(command)
                 continue
-            model = composed(jobs(command.keys)[0]).model.name if command.keys else ""
+            named = not command.keys or any(key.startswith("model=") for key in command.keys)
+            model = "" if named else composed(jobs(command.keys)[0]).model.name
             own = stood_in(command, model, self.server)
             if own.text in self.done:
                 continue

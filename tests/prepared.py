@@ -133,10 +133,10 @@ class Prepared:
 
     def run(
         self, command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None, *,
-        timeout: float = 300, stdin: str = "",
+        timeout: float = 300, stdin: str = "", session: bool = False,
     ) -> subprocess.CompletedProcess[str]:  # fmt: skip
         """As subprocess.run would have it. Raises subprocess.TimeoutExpired."""
-        started = self.start(command, folder, environment, stdin=stdin)
+        started = self.start(command, folder, environment, stdin=stdin, session=session)
         try:
             said = started.communicate(timeout)
         except subprocess.TimeoutExpired:
@@ -185,8 +185,6 @@ def _forkable(args: Any) -> list[str] | None:
 
 def _as_anew(words: Sequence[str], folder: Any, environment: Mapping[str, str], session: bool) -> None:
     """Do what an interpreter does that is started with these words, in this process."""
-    from transformers.utils import logging as transformers_logging
-
     if session:
         os.setsid()
     if folder:
@@ -197,9 +195,7 @@ def _as_anew(words: Sequence[str], folder: Any, environment: Mapping[str, str], 
     os.environ.clear()
     os.environ.update(environment)
     tempfile.tempdir = None
-    _forget(offline=words[:2] in [["-m", worker] for worker in WORKERS] or environment.get("HF_HUB_OFFLINE") == "1")
-    if environment.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":
-        transformers_logging.disable_progress_bar()
+    _forget(worker=words[0] == "-m" and words[1] in WORKERS)
     for place in filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)):
         sys.path.insert(0, place)
         if (file := Path(place) / "sitecustomize.py").is_file():
@@ -219,19 +215,20 @@ def _as_anew(words: Sequence[str], folder: Any, environment: Mapping[str, str], 
         runpy.run_path(words[0], run_name="__main__")
 
 
-def _forget(offline: bool) -> None:
-    """What the process that this one is forked from has done to modules."""
+def _forget(worker: bool) -> None:
+    """What the process that this one is forked from has done to modules, and what they were told when imported."""
     from huggingface_hub import constants
     from hydra.core.global_hydra import GlobalHydra
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
-    from torch.distributed.elastic.rendezvous import dynamic_rendezvous
+    from transformers.utils.logging import disable_progress_bar
 
     from vlmft import errors, start
 
-    # The same name, without looking for every caller in all these modules, which took the agents of two machines 25 s.
-    dynamic_rendezvous.get_method_name = lambda depth=2: sys._getframe(depth).f_code.co_name
     subprocess.Popen = subprocess_handler.Popen = Worker  # type: ignore[misc, attr-defined]
-    constants.HF_HUB_OFFLINE = offline  # which a worker asks for before it imports anything
+    # A worker asks for that before it imports anything.
+    constants.HF_HUB_OFFLINE = worker or os.environ.get("HF_HUB_OFFLINE") == "1"
+    if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":
+        disable_progress_bar()
     errors._failures = start._meeting = None
     GlobalHydra.instance().clear()
     logging.root.handlers.clear()  # Hydra's
@@ -287,6 +284,7 @@ def _import_all() -> None:
     import deepspeed  # noqa: F401
     import scipy.stats  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
+    from torch.distributed.elastic.rendezvous import dynamic_rendezvous
     from transformers import (  # noqa: F401
         AutoProcessor,
         Glm4vForConditionalGeneration,
@@ -303,6 +301,8 @@ def _import_all() -> None:
     for module in pkgutil.walk_packages(vlmft.__path__, "vlmft."):
         if module.name not in PROGRAMS and not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    # The same name, without looking for every caller in all these modules, which took the agents of two machines 25 s.
+    dynamic_rendezvous.get_method_name = lambda depth=2: sys._getframe(depth).f_code.co_name
 
 
 def main() -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
@@ -65,13 +64,7 @@ def test_killed_runs_come_to_the_weights_of_undisturbed_ones(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A kill of each kind of run, with each signal, two of them inside a save."""
-
-    def run(words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-        started = prepared.start(words, folder, environment, session=True)
-        said = started.communicate(crash.PATIENCE)
-        return subprocess.CompletedProcess(words, started.wait(), *said)
-
-    monkeypatch.setattr(crash, "run", run)
+    monkeypatch.setattr(crash, "run", partial(prepared.run, timeout=crash.PATIENCE, session=True))
     monkeypatch.setenv("VLMFT_CACHE", "")  # which it sets
     monkeypatch.setattr(sys, "argv", ["crash.py", "--json", "--kills", "3", "--together", "2"])
     crash.main()
